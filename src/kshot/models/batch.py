@@ -1,0 +1,86 @@
+"""Batches: padded tokens (or features already computed) with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples ready for a learner.
+
+    Args:
+        input_ids: token ids (B, L), or None where ``features`` are given.
+        mask: 1 for tokens and 0 for padding (B, L).
+        labels: class indices (B,).
+        ways: the number of classes N.
+        features: text vectors (B, H) that stand for the tokens; a frozen or already applied encoder is not run again.
+    """
+
+    labels: Tensor
+    ways: int
+    input_ids: Tensor | None = None
+    mask: Tensor | None = None
+    features: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on another device."""
+        moved = {
+            name: value.to(device)
+            for name in ("labels", "input_ids", "mask", "features")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+    def with_features(self, features: Tensor) -> Batch:
+        """Return the batch with its tokens replaced by text vectors."""
+        return replace(self, input_ids=None, mask=None, features=features)
+
+
+@dataclass(frozen=True)
+class EncodedEpisode:
+    """An episode as two batches that share the classes."""
+
+    support: Batch
+    query: Batch
+
+    def __post_init__(self) -> None:
+        assert self.support.ways == self.query.ways
+
+    @property
+    def ways(self) -> int:
+        """The number of classes N."""
+        return self.support.ways
+
+
+def join(first: Batch, second: Batch) -> Batch:
+    """Return one batch with the examples of both."""
+    labels = torch.cat([first.labels, second.labels])
+    if first.features is not None and second.features is not None:
+        return Batch(labels, first.ways, features=torch.cat([first.features, second.features]))
+    assert first.input_ids is not None and second.input_ids is not None
+    assert first.mask is not None and second.mask is not None
+    width = max(first.input_ids.shape[1], second.input_ids.shape[1])
+    ids, mask = (
+        torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+        for parts in ((first.input_ids, second.input_ids), (first.mask, second.mask))
+    )
+    return Batch(labels, first.ways, ids, mask)
+
+
+def pad(tokens: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Return token ids (B, L) padded on the right to the longest, and the mask (B, L)."""
+    longest = max((len(ids) for ids in tokens), default=0)
+    input_ids = torch.full((len(tokens), longest), padding, dtype=torch.long)
+    mask = torch.zeros(len(tokens), longest, dtype=torch.long)
+    for row, ids in enumerate(tokens):
+        input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        mask[row, : len(ids)] = 1
+    return input_ids, mask

@@ -1,0 +1,338 @@
+"""The rows of one data source in a memory-mapped Arrow file, with an index of rows by task, part and label.
+
+A corpus is built once and cached under a fingerprint of the files' contents and the reading options. Texts stay on disk:
+10 million rows cost the process no more memory than the pages it touches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from kshot.errors import DataError, listing
+from kshot.files import atomic_folder, cache_folder
+from kshot.tasks.columns import Columns, find_columns, peek
+from kshot.tasks.readers import Records, read_records
+from kshot.tasks.task import Rows, Task
+
+_VERSION = 1  # raised whenever what a cached corpus holds changes
+_BATCH = 16_384
+MAX_TEXT_CHARACTERS = 200_000
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How labelled files are read.
+
+    Args:
+        text_column, label_column: the columns' names; None to find them by name.
+        task_column: a column that says to which task (domain) a row belongs.
+        mixed_labels: accept numbers and words side by side as labels.
+        max_text_characters: a longer text is refused, since it is most often an unclosed quote.
+    """
+
+    text_column: str | None = None
+    label_column: str | None = None
+    task_column: str | None = None
+    mixed_labels: bool = False
+    max_text_characters: int = MAX_TEXT_CHARACTERS
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file (or hub split) of a source, and what its place says about its rows.
+
+    Args:
+        path: the file; for a data set of the hub, a name for error sentences.
+        task: the task's name.
+        part: ``train``, ``validation``, ``test`` or "" where the file is not one of a split.
+        label: the label of all its rows, where there is a file per label.
+        records: the rows, for sources that are not files.
+    """
+
+    path: Path
+    task: str
+    part: str = ""
+    label: str | None = None
+    records: Any = None
+
+    def read(self) -> Records:
+        """Yield numbered records."""
+        return read_records(self.path) if self.records is None else self.records()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one task, part and label."""
+
+    task: str
+    part: str
+    label: str
+
+
+class Corpus:
+    """Memory-mapped rows: ``text`` by row number, and row numbers by group."""
+
+    def __init__(self, folder: Path) -> None:
+        meta = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        self.folder = folder
+        self.fingerprint: str = meta["fingerprint"]
+        self.groups = tuple(Group(*group) for group in meta["groups"])
+        self.columns: dict[str, dict[str, str | None]] = meta["columns"]
+        self._offsets: Rows = np.load(folder / "offsets.npy")
+        self._order: Rows = np.load(folder / "order.npy", mmap_mode="r")
+        self.hashes: npt.NDArray[np.uint64] = np.load(folder / "hashes.npy", mmap_mode="r")
+
+    @cached_property
+    def _chunks(self) -> tuple[list[Any], list[int]]:
+        table = pa.ipc.open_file(pa.memory_map(str(self.folder / "rows.arrow"))).read_all()
+        chunks = table.column("text").chunks
+        return chunks, list(np.cumsum([0] + [len(chunk) for chunk in chunks]))
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def text(self, row: int) -> str:
+        """Return the text of one row."""
+        chunks, starts = self._chunks
+        index = bisect_right(starts, row) - 1
+        return str(chunks[index][row - starts[index]].as_py())
+
+    def texts(self, rows: Iterable[int]) -> list[str]:
+        """Return the texts of some rows."""
+        return [self.text(int(row)) for row in rows]
+
+    def group(self, index: int) -> Rows:
+        """Return the row numbers of a group, int64 of shape (n,), without reading them into memory."""
+        return self._order[self._offsets[index] : self._offsets[index + 1]]
+
+    def group_size(self, index: int) -> int:
+        """Return the number of rows of a group."""
+        return int(self._offsets[index + 1] - self._offsets[index])
+
+    def tasks(self) -> list[Task]:
+        """Return the corpus's tasks, their labels in order of first appearance."""
+        by_task: dict[str, dict[str, list[int]]] = {}
+        for index, group in enumerate(self.groups):
+            by_task.setdefault(group.task, {}).setdefault(group.label, []).append(index)
+        return [
+            Task(name, tuple(labels), self, tuple(tuple(groups) for groups in labels.values()))
+            for name, labels in by_task.items()
+        ]
+
+
+def normalise(text: str) -> str:
+    """Return the form in which two texts count as identical: NFKC, case folded, white space squeezed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def text_hash(text: str) -> int:
+    """Return a 64-bit hash of the normalised text."""
+    return int.from_bytes(hashlib.blake2b(normalise(text).encode(), digest_size=8).digest(), "little")
+
+
+def build_corpus(name: str, files: Sequence[SourceFile], options: ReadOptions, fingerprint: str = "") -> Corpus:
+    """Read the files into a cached corpus, or open the one that was built of the same contents before.
+
+    Raises:
+        DataError: whatever is wrong with the files, naming file and line.
+    """
+    fingerprint = fingerprint or _fingerprint(files, options)
+    folder = cache_folder() / "corpora" / fingerprint[:32]
+    if not (folder / "corpus.json").exists():
+        with atomic_folder(folder) as temporary:
+            _write(temporary, name, files, options, fingerprint)
+    return Corpus(folder)
+
+
+def _fingerprint(files: Sequence[SourceFile], options: ReadOptions) -> str:
+    digest = hashlib.blake2b(json.dumps([_VERSION, asdict(options)]).encode(), digest_size=32)
+    for file in files:
+        digest.update(json.dumps([file.task, file.part, file.label, file.path.suffixes]).encode())
+        with file.path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
+
+
+class _Problems:
+    """Gathers bad rows, so that one message tells of all of a kind."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, str], list[int]] = {}
+
+    def add(self, file: SourceFile, line: int, what: str) -> None:
+        """Note a bad row; the caller passes over it."""
+        self._lines.setdefault((str(file.path), what), []).append(line)
+
+    def raise_if_any(self) -> None:
+        if not self._lines:
+            return
+        said = []
+        for (path, what), lines in self._lines.items():
+            rows = f"line {lines[0]}" if len(lines) == 1 else f"{len(lines)} rows (lines {listing(map(str, lines), 5)})"
+            said.append(f"{path}, {rows}: {what}.")
+        raise DataError(" ".join(said[:5]), "Every row needs a text and a label.", "Mend or remove these rows.")
+
+
+def _write(folder: Path, name: str, files: Sequence[SourceFile], options: ReadOptions, fingerprint: str) -> None:
+    schema = pa.schema([("text", pa.large_string())])
+    groups: dict[Group, int] = {}
+    group_of_row, hashes = _Growing(np.int32), _Growing(np.uint64)
+    columns: dict[str, dict[str, str | None]] = {}
+    problems, kinds = _Problems(), _LabelKinds()
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        pending: list[str] = []
+        for file in files:
+            sample, rest = peek(file.read())
+            found = find_columns(
+                str(file.path),
+                [record for _, record in sample],
+                options.text_column,
+                None if file.label is not None else options.label_column,
+                options.task_column,
+                label_required=file.label is None,
+            )
+            columns[file.path.name] = {"text": found.text, "label": found.label, "task": found.task}
+            for line, record in chain(sample, rest):
+                text, label = _text(file, line, record, found, options, problems), file.label
+                if label is None:
+                    label = _label(file, line, record, found, kinds, problems)
+                if text is None or label is None:
+                    continue
+                task = file.task if found.task is None else str(record.get(found.task) or file.task)
+                group_of_row.append(groups.setdefault(Group(task, file.part, label), len(groups)))
+                hashes.append(text_hash(text))
+                pending.append(text)
+                if len(pending) == _BATCH:
+                    writer.write_batch(pa.record_batch([pa.array(pending, pa.large_string())], schema))
+                    pending.clear()
+        writer.write_batch(pa.record_batch([pa.array(pending, pa.large_string())], schema))
+    problems.raise_if_any()
+    kinds.raise_if_mixed(options)
+    _require_two_labels(name, groups, columns)
+    members = group_of_row.array()
+    np.save(folder / "order.npy", np.argsort(members, kind="stable"))
+    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(np.bincount(members, minlength=len(groups)))]))
+    np.save(folder / "hashes.npy", hashes.array())
+    meta = {
+        "version": _VERSION,
+        "fingerprint": fingerprint,
+        "columns": columns,
+        "groups": [[group.task, group.part, group.label] for group in groups],
+    }
+    (folder / "corpus.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+
+
+class _Growing:
+    """A numpy array that grows by blocks: a few bytes a row instead of a Python object a row."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self._dtype, self._blocks, self._tail = dtype, list[npt.NDArray[Any]](), list[int]()
+
+    def append(self, value: int) -> None:
+        self._tail.append(value)
+        if len(self._tail) == _BATCH:
+            self._blocks.append(np.array(self._tail, self._dtype))
+            self._tail.clear()
+
+    def array(self) -> npt.NDArray[Any]:
+        return np.concatenate([*self._blocks, np.array(self._tail, self._dtype)])
+
+
+def _text(
+    file: SourceFile, line: int, record: dict[str, Any], found: Columns, options: ReadOptions, problems: _Problems
+) -> str | None:
+    value = record.get(found.text)
+    if value is None or not str(value).strip():
+        problems.add(file, line, f"no text in column '{found.text}'")
+        return None
+    if not isinstance(value, str):
+        problems.add(file, line, f"the text in column '{found.text}' is a {type(value).__name__}, not a string")
+        return None
+    if len(value) > options.max_text_characters:
+        raise DataError(
+            f"{file.path}, line {line}: a text of {len(value):,} characters.",
+            f"The limit is {options.max_text_characters:,}; such a length is often a quote that was never closed.",
+            "Cut the text, or raise the limit with --max-text-characters.",
+        )
+    return value
+
+
+def _label(
+    file: SourceFile, line: int, record: dict[str, Any], found: Columns, kinds: _LabelKinds, problems: _Problems
+) -> str | None:
+    assert found.label is not None  # find_columns required it
+    value = record.get(found.label)
+    if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
+        problems.add(file, line, f"no label in column '{found.label}'")
+        return None
+    if isinstance(value, (list, dict)):
+        what = f"the label in column '{found.label}' is a JSON {type(value).__name__}, and one label a text is expected"
+        problems.add(file, line, what)
+        return None
+    if isinstance(value, bool):
+        value = str(value).lower()
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
+    label = str(value).strip()
+    if not label:
+        problems.add(file, line, f"no label in column '{found.label}'")
+        return None
+    kinds.add(file, line, label)
+    return label
+
+
+class _LabelKinds:
+    """Remembers for each task where a label first was a number, and where first a word."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, dict[bool, tuple[Path, int, str]]] = {}
+
+    def add(self, file: SourceFile, line: int, label: str) -> None:
+        self._first.setdefault(file.task, {}).setdefault(_is_number(label), (file.path, line, label))
+
+    def raise_if_mixed(self, options: ReadOptions) -> None:
+        for first in self._first.values():
+            if len(first) == 2 and not options.mixed_labels:
+                (path, line, word), (other, number_line, number) = first[False], first[True]
+                raise DataError(
+                    f"Labels are mixed: a word '{word}' ({path}, line {line}) and a number '{number}' "
+                    f"({other}, line {number_line}).",
+                    "Labels of one task are all words or all numbers.",
+                    "Mend them, or accept both with --mixed-labels.",
+                )
+
+
+def _is_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
+
+
+def _require_two_labels(name: str, groups: Iterable[Group], columns: dict[str, dict[str, str | None]]) -> None:
+    labels = Counter(task for task, _ in {(group.task, group.label) for group in groups})
+    for task, count in labels.items():
+        if count < 2:
+            only = next(group.label for group in groups if group.task == task)
+            column = next(iter(columns.values()))["label"]
+            source = f"column '{column}'" if column else "the files' names"
+            raise DataError(
+                f"'{name}': the task '{task}' has one label only, '{only}' (from {source}).",
+                "A task needs at least two.",
+                "Name another column with --label-column, or remove that task.",
+            )

@@ -1,0 +1,246 @@
+"""Episodes: a support set and a query set drawn from one task. Values: seeded, dumpable, replayed exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kshot.errors import ConfigError, DataError, listing
+from kshot.files import atomic_file
+from kshot.tasks.task import Rows, Task
+
+_EPISODE_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled texts of an episode.
+
+    Args:
+        texts: the texts.
+        labels: for each text the index of its label among the episode's labels.
+        rows: for each text its row in the task's corpus; empty where the texts come from elsewhere.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+    rows: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An N-way support set and query set.
+
+    Args:
+        task: the task's name.
+        corpus: the fingerprint of the data that the rows refer to.
+        labels: the N label names; an example's label indexes into them.
+        support, query: the examples, disjoint.
+        seed, index: what the episode was drawn from; the same pair draws it again.
+    """
+
+    task: str
+    corpus: str
+    labels: tuple[str, ...]
+    support: Examples
+    query: Examples
+    seed: int = 0
+    index: int = 0
+
+    @property
+    def ways(self) -> int:
+        """The number of labels."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """The shape of episodes. A pair ``(low, high)`` is drawn from, both ends included.
+
+    Args:
+        ways: labels an episode.
+        shots: support examples a label.
+        queries: query examples a label.
+        imbalance: False gives every label of an episode the same shots; True draws them in proportion to the labels' natural
+            sizes, with noise, as in Meta-Dataset (Triantafillou et al. 2020, arXiv:1903.03096, section 3.2).
+    """
+
+    ways: int | tuple[int, int] = 5
+    shots: int | tuple[int, int] = 5
+    queries: int = 5
+    imbalance: bool = False
+
+    def __post_init__(self) -> None:
+        for name, (low, high), least in (("ways", _span(self.ways), 2), ("shots", _span(self.shots), 1)):
+            if low < least or high < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}.", f"A number or a range from {least} up is expected.")
+        if self.queries < 1:
+            raise ConfigError(f"queries is {self.queries}.", "At least 1 is expected.")
+
+    def __str__(self) -> str:
+        ways, shots = (_range(span) for span in (self.ways, self.shots))
+        return f"{ways}-way {shots}-shot, {self.queries} queries a label"
+
+
+def _span(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _range(value: int | tuple[int, int]) -> str:
+    low, high = _span(value)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+class EpisodeSampler(Sequence[Episode]):
+    """An endless, random-access stream of episodes: ``sampler[i]`` depends on nothing but the tasks, the seed and ``i``.
+
+    So any number of workers that divide the indices among themselves draw the same episodes, and a resumed training goes on
+    with exactly those that the uninterrupted one would have seen. It is a map-style data set for ``torch.utils.data``.
+
+    Args:
+        tasks: the tasks to draw from, each with equal probability.
+        spec: the episodes' shape.
+        seed: of the stream.
+        length: what ``len`` says; indices beyond it are not refused.
+
+    Raises:
+        DataError: no task has enough labels, or a label has fewer examples than the shots and queries need.
+
+    Example:
+        >>> from kshot.tasks import load_tasks
+        >>> sampler = EpisodeSampler(load_tasks("bundled:en/law"), EpisodeSpec(ways=3, shots=2), seed=7)
+        >>> sampler[41] == sampler[41], len(sampler[41].support)
+        (True, 6)
+    """
+
+    def __init__(self, tasks: Sequence[Task], spec: EpisodeSpec, seed: int = 0, length: int = 1_000_000) -> None:
+        self.spec, self.seed, self._length = spec, seed, length
+        self.tasks = self._eligible(tasks)
+
+    def _eligible(self, tasks: Sequence[Task]) -> list[Task]:
+        """Keep the tasks with enough labels; refuse where a label is too small for the shots asked."""
+        ways, shots = _span(self.spec.ways)[0], _span(self.spec.shots)[0]
+        eligible = [task for task in tasks if len(task.labels) >= ways]
+        if not eligible:
+            most = max((len(task.labels) for task in tasks), default=0)
+            raise DataError(
+                f"Episodes of {ways} ways were asked, and the largest of {len(tasks)} task(s) has {most} labels.",
+                mend=f"Use at most {most} ways." if most >= 2 else "Give tasks with at least two labels.",
+            )
+        need = shots + 1 if self.spec.imbalance else shots + self.spec.queries
+        for task in eligible:
+            short = {name: count for name, count in task.counts().items() if count < need}
+            if short:
+                counts = [f"'{name}' has {count}" for name, count in short.items()]
+                raise DataError(
+                    f"The task '{task.name}' has labels with too few examples: {listing(counts, 5)}.",
+                    f"{shots} shots and {need - shots} queries need {need} a label.",
+                    "Add examples, remove these labels, or ask for fewer shots or queries.",
+                )
+        return eligible
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        rng = np.random.default_rng([self.seed, index])
+        task = self.tasks[int(rng.integers(len(self.tasks)))]
+        low, high = _span(self.spec.ways)
+        ways = int(rng.integers(low, min(high, len(task.labels)) + 1))
+        chosen = [int(label) for label in rng.permutation(len(task.labels))[:ways]]
+        shots, queries = self._sizes(rng, task, chosen)
+        support, query = list[tuple[int, int]](), list[tuple[int, int]]()
+        for position, label in enumerate(chosen):
+            rows = _draw(rng, task, label, shots[position] + queries)
+            support += [(row, position) for row in rows[: shots[position]]]
+            query += [(row, position) for row in rows[shots[position] :]]
+        return Episode(
+            task=task.name,
+            corpus=task.corpus.fingerprint,
+            labels=tuple(task.labels[label] for label in chosen),
+            support=_examples(task, support),
+            query=_examples(task, query),
+            seed=self.seed,
+            index=int(index),
+        )
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[index] for index in range(self._length))
+
+    def _sizes(self, rng: np.random.Generator, task: Task, chosen: list[int]) -> tuple[list[int], int]:
+        """Draw the shots of each label, and the queries a label."""
+        low, high = _span(self.spec.shots)
+        counts = np.array([task.count(label) for label in chosen])
+        if not self.spec.imbalance:
+            queries = self.spec.queries
+            return [int(rng.integers(low, min(high, counts.min() - queries) + 1))] * len(chosen), queries
+        queries = int(min(self.spec.queries, max(1, counts.min() // 2), counts.min() - low))
+        shares = counts * np.exp(rng.uniform(np.log(0.5), np.log(2.0), len(chosen)))
+        mean = rng.uniform(low, high + 1)
+        shots = np.floor(mean * len(chosen) * shares / shares.sum()).astype(int)
+        return [int(shot) for shot in np.clip(shots, low, np.minimum(high, counts - queries))], queries
+
+
+def _draw(rng: np.random.Generator, task: Task, label: int, size: int) -> list[int]:
+    """Draw ``size`` rows of a label with distinct texts, so that no query text stands in the support set."""
+    rows = task.rows(label)
+    drawn = _distinct(task, rows[rng.choice(len(rows), size, replace=False)])
+    if len(drawn) < size:  # rare: the data holds the same text twice under this label
+        drawn = _distinct(task, rows[rng.permutation(len(rows))])[:size]
+    if len(drawn) < size:
+        raise DataError(
+            f"The label '{task.labels[label]}' of the task '{task.name}' has only {len(drawn)} distinct texts.",
+            f"{size} are needed an episode (shots and queries).",
+            "Add examples, or ask for fewer shots or queries.",
+        )
+    return drawn
+
+
+def _distinct(task: Task, rows: Rows) -> list[int]:
+    _, first = np.unique(task.corpus.hashes[rows], return_index=True)
+    return [int(rows[index]) for index in sorted(first)]
+
+
+def _examples(task: Task, drawn: Sequence[tuple[int, int]]) -> Examples:
+    rows = tuple(row for row, _ in drawn)
+    return Examples(tuple(task.corpus.texts(rows)), tuple(label for _, label in drawn), rows)
+
+
+def save_episodes(path: Path, episodes: Iterable[Episode]) -> None:
+    """Dump episodes as JSON Lines, texts included, so that they can be replayed without the data they were drawn from."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for episode in episodes:
+            stream.write(json.dumps({"schema": _EPISODE_SCHEMA, **asdict(episode)}, ensure_ascii=False) + "\n")
+
+
+def load_episodes(path: Path) -> list[Episode]:
+    """Reload dumped episodes; they equal those that were dumped.
+
+    Raises:
+        DataError: no such file, or a line that is not an episode of a known schema.
+    """
+    if not path.is_file():
+        raise DataError(f"No such file of episodes: '{path}'.")
+    episodes = []
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                value = json.loads(line)
+                if value.pop("schema") > _EPISODE_SCHEMA:
+                    raise DataError(f"{path}, line {number}: an episode of a newer schema.", mend="Upgrade kshot.")
+                for side in ("support", "query"):
+                    value[side] = Examples(**{key: tuple(items) for key, items in value[side].items()})
+                episodes.append(Episode(**{**value, "labels": tuple(value["labels"])}))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}, line {number}: not an episode ({error}).") from error
+    return episodes

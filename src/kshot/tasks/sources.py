@@ -1,0 +1,182 @@
+"""From what the user names (a file, a folder, ``hub:name``, ``bundled:en``) to tasks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+from kshot.errors import DataError, listing, nearest
+from kshot.tasks.columns import LABEL_NAMES, peek
+from kshot.tasks.corpus import ReadOptions, SourceFile, build_corpus
+from kshot.tasks.readers import (
+    READERS,
+    Records,
+    column_names,
+    data_stem,
+    decode_classes,
+    holds_names,
+    is_data_file,
+    read_records,
+)
+from kshot.tasks.task import Task
+
+PARTS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test", "eval": "test",
+}  # fmt: skip
+BUNDLED = "bundled:"
+HUB = "hub:"
+_NOT_LABELS = {"id", "idx", "index", "uid", "guid", "source", "date"}
+
+
+def load_tasks(sources: str | Path | Sequence[str | Path], options: ReadOptions | None = None) -> list[Task]:
+    """Read one or more sources into tasks.
+
+    A source is a data file (one task, or several with ``task_column``), a folder, a data set of the hub (``hub:name``
+    or ``hub:name:config``), or the bundled tasks (``bundled:en``, ``bundled:zh``, ``bundled:en/finance``). A folder holds
+    a file per part (``train.csv``, ``test.csv``), a file per label (files without a label column), a file per task,
+    or a sub-folder per task.
+
+    Args:
+        sources: what to read.
+        options: columns and limits.
+
+    Returns:
+        The tasks in the order of the sources, with unique names.
+
+    Raises:
+        DataError: a source is absent or holds no readable task; the sentence names file and line.
+
+    Example:
+        >>> [task.name for task in load_tasks("bundled:zh")][0]
+        'customer_service'
+    """
+    options = options or ReadOptions()
+    listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if not listed:
+        raise DataError("No tasks were named.", mend="Name at least one: --tasks PATH")
+    tasks: list[Task] = []
+    for source in listed:
+        tasks += _load(str(source), options)
+    return _unique_names(tasks)
+
+
+def _load(source: str, options: ReadOptions) -> list[Task]:
+    if source.startswith(HUB):
+        return _load_hub(source.removeprefix(HUB), options)
+    path = _bundled(source.removeprefix(BUNDLED)) if source.startswith(BUNDLED) else Path(source)
+    if not path.exists():
+        raise DataError(f"No such file or folder: '{source}'.{_near_path(path)}", mend="Check --tasks.")
+    name = path.resolve().name if path.is_dir() else data_stem(path)
+    files = list(_folder_files(path, options)) if path.is_dir() else [SourceFile(path, name)]
+    return build_corpus(name, files, options).tasks()
+
+
+def _near_path(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(path.name, siblings)
+
+
+def _bundled(name: str) -> Path:
+    root = Path(str(package_files("kshot.tasks") / "bundled"))
+    language, _, industry = name.partition("/")
+    path = root / language / f"{industry}.jsonl" if industry else root / language
+    if not path.exists() or not language:
+        known = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("_")]
+        known += [f"{entry.parent.name}/{entry.stem}" for entry in root.glob("*/*.jsonl")]
+        raise DataError(f"No bundled tasks '{name}'.{nearest(name, known)}", f"There are: {listing(sorted(known), 20)}.")
+    return path
+
+
+def _folder_files(folder: Path, options: ReadOptions) -> Iterator[SourceFile]:
+    """Yield the folder's data files, with what their place says: part, label or task."""
+    here, subfolders = _data_files(folder), [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
+    subfolders = [entry for entry in subfolders if not entry.name.startswith((".", "_")) and _data_files(entry)]
+    if not here and [entry.name for entry in subfolders] == ["data"]:  # the hub's layout
+        here, subfolders = _data_files(subfolders[0]), []
+    if not here and not subfolders:
+        raise DataError(
+            f"The folder '{folder}' holds no data file.", f"Expected files ending in {listing(READERS)}, also compressed."
+        )
+    for subfolder in subfolders:
+        yield from _folder_files(subfolder, options)
+    if not here:
+        return
+    name = folder.resolve().name
+    columns = {path: _column_names(path) for path in here}
+    if not options.label_column and len(here) > 1 and all(_unlabelled(names) for names in columns.values()):
+        yield from (SourceFile(path, name, label=data_stem(path)) for path in here)
+        return
+    # texts without labels (unlabelled, out of scope) may lie beside the labelled ones
+    wanted = {options.label_column.lower()} if options.label_column else set(LABEL_NAMES)
+    labelled = [path for path in here if columns[path] & wanted] or here
+    if all(part_of(path) for path in labelled):
+        yield from (SourceFile(path, name, part_of(path)) for path in labelled)
+    elif len(labelled) == 1 and data_stem(labelled[0]) in ("data", "all"):
+        yield SourceFile(labelled[0], name)
+    else:
+        yield from (SourceFile(path, data_stem(path)) for path in labelled)
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if is_data_file(entry) and not holds_names(entry))
+
+
+def _column_names(path: Path) -> set[str]:
+    sample, _ = peek(read_records(path))
+    return {name.lower() for name in column_names(record for _, record in sample)}
+
+
+def _unlabelled(columns: set[str]) -> bool:
+    """Tell whether a file holds texts and nothing that could be a label."""
+    return len(columns - _NOT_LABELS) <= 1 and not columns & set(LABEL_NAMES)
+
+
+def part_of(path: Path) -> str:
+    """Return the part that a file's name tells: ``train-00000-of-00003.parquet`` and ``train_0.json`` are ``train``."""
+    return PARTS.get(data_stem(path).lower().replace("-", "_").split("_")[0], "")
+
+
+def _load_hub(name: str, options: ReadOptions) -> list[Task]:
+    """Read a data set of the Hugging Face hub (or a local folder of its layout) with the ``datasets`` library."""
+    import datasets
+
+    path, _, config = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(path, config or None)
+    except Exception as error:  # the library raises many types; its first line says what matters
+        raise DataError(
+            f"The hub's data set '{name}' could not be loaded: {str(error).strip().splitlines()[0]}",
+            mend="Check the name (hub:owner/name or hub:owner/name:config) and the network, or download its Parquet "
+            "files and give their folder to --tasks.",
+        ) from error
+
+    def records(part: Any) -> Records:
+        names = {column: kind.names for column, kind in part.features.items() if isinstance(kind, datasets.ClassLabel)}
+        for number, record in enumerate(part, 1):
+            yield number, decode_classes(record, names)
+
+    short = Path(path).resolve().name
+    files = [
+        SourceFile(Path(f"{HUB}{name}") / split, short, PARTS.get(split.split("_")[0], ""), records=partial(records, part))
+        for split, part in loaded.items()
+    ]
+    prints = [part._fingerprint for part in loaded.values()]
+    digest = hashlib.blake2b(f"{prints}{options}".encode(), digest_size=32).hexdigest()
+    return build_corpus(short, files, options, fingerprint=digest).tasks()
+
+
+def _unique_names(tasks: list[Task]) -> list[Task]:
+    """Number the names that occur more than once (two folders that are both called ``data``, for instance)."""
+    seen: dict[str, int] = {}
+    unique = []
+    for task in tasks:
+        seen[task.name] = seen.get(task.name, 0) + 1
+        unique.append(task if seen[task.name] == 1 else replace(task, name=f"{task.name}-{seen[task.name]}"))
+    return unique

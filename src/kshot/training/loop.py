@@ -1,0 +1,237 @@
+"""The meta-training loop: one for every algorithm and task kind."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kshot.errors import RunError, TrainingError, listing
+from kshot.meta import Algorithm
+from kshot.models import Learner
+from kshot.models.select import select
+from kshot.statistics import Mean, mean
+from kshot.tasks import Episode, EpisodeSampler
+from kshot.training.callbacks import Callback, History
+from kshot.training.checkpoint import (
+    BEST,
+    LAST,
+    State,
+    differences,
+    load_checkpoint,
+    load_params,
+    save_checkpoint,
+    save_params,
+)
+from kshot.training.config import TrainingConfig
+from kshot.training.interrupt import stop_requests
+from kshot.training.validation import episode_accuracies
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training ended with.
+
+    Args:
+        learner: at the best parameters by validation (the last ones where there is no validation).
+        best: the best validation accuracy.
+        best_step: when it was reached.
+        history: a record a step.
+        interrupted: whether it was stopped from outside before its end; a checkpoint is left to resume from.
+    """
+
+    learner: Learner
+    best: Mean
+    best_step: int
+    history: History
+    interrupted: bool = False
+
+
+def meta_train(
+    learner: Learner,
+    algorithm: Algorithm,
+    episodes: EpisodeSampler,
+    validation: Sequence[Episode],
+    config: TrainingConfig,
+    folder: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    record: Mapping[str, Any] | None = None,
+) -> TrainingResult:
+    """Meta-train a learner.
+
+    Step t uses the episodes ``t * B .. t * B + B - 1`` of the sampler, and seeds PyTorch's generator with (seed, t); so a
+    resumed training equals an uninterrupted one bit for bit on one machine.
+
+    Args:
+        learner: where to start; it is not changed.
+        algorithm: what to optimise.
+        episodes: the stream of training episodes.
+        validation: fixed episodes of meta-validation tasks; may be empty.
+        config: the outer loop.
+        folder: where to keep checkpoints; None for a temporary place.
+        callbacks: who is told.
+        resume: go on from the folder's last checkpoint.
+        record: what identifies this training; a checkpoint with another record is not resumed.
+
+    Raises:
+        TrainingError: the loss or its gradient is not a finite number.
+        RunError: ``resume`` without a checkpoint of the same configuration, or the folder cannot be written.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as name:
+            return meta_train(learner, algorithm, episodes, validation, config, Path(name), callbacks, resume, record)
+    learner = _trainable(learner, algorithm, config)
+    names = select_trained(learner, config)
+    optimizer = _optimizer(learner, names, config)
+    state, history = State(), History()
+    identity = {"training": asdict(config), **(record or {})}
+    if resume:
+        state, history = _restore(learner, optimizer, folder / LAST, identity)
+    batch_size = config.tasks_per_step or 1
+
+    def save_last() -> None:
+        save_checkpoint(folder / LAST, learner.params, optimizer, state, history, identity)
+
+    for callback in callbacks:
+        callback.start(config.steps, state.step)
+    try:
+        with stop_requests() as stop:
+            while state.step < config.steps and not state.stopped and not stop.is_set():
+                torch.manual_seed(config.seed * 1_000_003 + state.step)
+                entry = _step(learner, algorithm, episodes, optimizer, names, config, state.step, batch_size)
+                state.step += 1
+                history.append(entry)
+                if (
+                    config.validate_every
+                    and validation
+                    and (state.step % config.validate_every == 0 or state.step == config.steps)
+                ):
+                    _validate(learner, algorithm, validation, config, state, entry, folder)
+                    save_last()
+                for callback in callbacks:
+                    callback.step(entry, batch_size)
+            interrupted = stop.is_set() and state.step < config.steps and not state.stopped
+        if interrupted or not (config.validate_every and validation):
+            save_last()
+    finally:
+        for callback in callbacks:
+            callback.end()
+    return TrainingResult(
+        learner=_best(learner, state, folder) if not interrupted else learner,
+        best=Mean(state.best, state.best_ci95, len(validation)),
+        best_step=state.best_step,
+        history=history,
+        interrupted=interrupted,
+    )
+
+
+def _trainable(learner: Learner, algorithm: Algorithm, config: TrainingConfig) -> Learner:
+    """Return a copy with parameters of its own, the algorithm's among them, and the attention that it needs."""
+    learner.backbone.use_attention(algorithm.twice_differentiable)
+    params = learner.params | {n: v for n, v in algorithm.meta_parameters(learner).items() if n not in learner.params}
+    fresh = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+    return replace(learner, params=fresh, dropout=config.dropout == "on")
+
+
+def select_trained(learner: Learner, config: TrainingConfig) -> tuple[str, ...]:
+    """Return the names of what the outer loop trains: the selected parameters, and all that the algorithm added."""
+    return (*select(learner.params, config.trains), *(name for name in learner.params if name.startswith("meta.")))
+
+
+def _optimizer(learner: Learner, names: Sequence[str], config: TrainingConfig) -> torch.optim.AdamW:
+    decayed = [name for name in names if learner.params[name].dim() > 1 and not name.startswith(("head.", "meta."))]
+    others = [name for name in names if name not in set(decayed)]
+    groups = [
+        {"params": [learner.params[name] for name in decayed], "weight_decay": config.weight_decay},
+        {"params": [learner.params[name] for name in others], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
+
+
+def _restore(learner: Learner, optimizer: torch.optim.Optimizer, path: Path, identity: dict[str, Any]) -> tuple[State, History]:
+    params, moments, state, history, stored = load_checkpoint(path)
+    changed = sorted(differences(stored, identity))
+    if changed:
+        raise RunError(
+            f"Cannot resume from '{path}': {listing(changed, 6)}.",
+            "A resumed training must have the options of the one that was stopped.",
+            "Repeat them, or start anew with --overwrite.",
+        )
+    with torch.no_grad():
+        for name, value in params.items():
+            learner.params[name].copy_(value)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return state, history
+
+
+def _step(
+    learner: Learner,
+    algorithm: Algorithm,
+    episodes: EpisodeSampler,
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[str],
+    config: TrainingConfig,
+    step: int,
+    batch_size: int,
+) -> dict[str, float]:
+    """One meta-update. Episodes are back-propagated one by one: the mean's gradient, with one episode's memory."""
+    rate = config.rate(step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    trained = [learner.params[name] for name in names]
+    totals: dict[str, float] = {}
+    for index in range(step * batch_size, (step + 1) * batch_size):
+        loss, metrics = algorithm.meta_loss(learner, [learner.encode(episodes[index])])
+        _require_finite(float(loss.detach()), "loss", step, rate)
+        (loss / batch_size).backward(inputs=trained)  # type: ignore[no-untyped-call]
+        for name, value in {"loss": float(loss.detach()), **metrics}.items():
+            totals[name] = totals.get(name, 0.0) + value / batch_size
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, config.clip or math.inf))
+    _require_finite(norm, "gradient", step, rate)
+    optimizer.step()
+    return {"step": step + 1, **totals, "lr": rate, "gradient_norm": norm}
+
+
+def _require_finite(value: float, what: str, step: int, rate: float) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"The {what} became {value} at step {step + 1}, with the learning rate {rate:.2g}.",
+            mend="Try a smaller training.lr, or smaller algorithm.inner_lr and algorithm.head_lr. "
+            "The last checkpoint, if one was written, is from before.",
+        )
+
+
+def _validate(
+    learner: Learner,
+    algorithm: Algorithm,
+    validation: Sequence[Episode],
+    config: TrainingConfig,
+    state: State,
+    entry: dict[str, float],
+    folder: Path,
+) -> None:
+    """Measure, remember the best, and decide whether to stop early."""
+    measured = mean(episode_accuracies(learner, algorithm, validation))
+    entry |= {"validation": measured.value, "validation_ci95": measured.ci95}
+    if measured.value > state.best:
+        state.best, state.best_ci95, state.best_step = measured.value, measured.ci95, state.step
+        save_params(folder / BEST, learner.params)
+    elif config.patience and state.step - state.best_step >= config.patience * config.validate_every:
+        state.stopped = True
+
+
+def _best(learner: Learner, state: State, folder: Path) -> Learner:
+    """Return the learner at its best parameters, where they were kept."""
+    if state.best_step and (folder / BEST).exists():
+        params = load_params(folder / BEST)
+        return replace(
+            learner.with_params({n: v.to(learner.device).requires_grad_() for n, v in params.items()}), dropout=False
+        )
+    return replace(learner, dropout=False)

@@ -1,0 +1,166 @@
+"""A run: the folder that meta-training writes and that adapting, evaluating and serving read.
+
+It holds the backbone in Hugging Face's form, the head and the algorithm's own meta-parameters, and ``kshot.json`` with the
+adaptation mechanism. It holds no text, no label and no path of the data that it was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from kshot.errors import RunError
+from kshot.files import disk_errors, write_json
+from kshot.meta import Algorithm, new_algorithm
+from kshot.models import Backbone, BackboneSpec, Learner, Params, load_backbone, new_learner
+from kshot.models.select import BACKBONE
+from kshot.tasks import Task
+
+RUN_SCHEMA = 1
+CARD = "kshot.json"
+_HEAD = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A meta-trained run.
+
+    Args:
+        learner: backbone and head at their meta-trained values.
+        algorithm: how the learner adapts.
+        algorithm_name: the algorithm's name and
+        options: hyperparameters, from which it is made again.
+        pretrained: the name of the backbone that training started from.
+        card: the rest of ``kshot.json``: configuration, metrics, the data's fingerprints, versions.
+        folder: where it lies; None before it is saved.
+    """
+
+    learner: Learner
+    algorithm: Algorithm
+    algorithm_name: str
+    options: Mapping[str, Any]
+    pretrained: str
+    card: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the weights and the mechanism."""
+        return str(self.card.get("fingerprint", ""))
+
+    def prepared(self) -> Run:
+        """Return the run with its backbone ready to be adapted without meta-gradients."""
+        self.learner.backbone.use_attention(twice_differentiable=False)
+        return self
+
+    def seen(self, task: Task) -> set[str]:
+        """Return the labels of a task that the run was meta-trained on."""
+        known = set(self.card.get("seen", ()))
+        return {label for label in task.labels if label_digest(task, label) in known}
+
+
+def label_digest(task: Task, label: str) -> str:
+    """Return what stands for a label of some data, and reveals neither."""
+    return hashlib.blake2b(f"{task.corpus.fingerprint}\0{label}".encode(), digest_size=6).hexdigest()
+
+
+def save_run(run: Run, folder: Path) -> Run:
+    """Write a run into a folder; ``kshot.json`` comes last, so that a folder without it is known to be incomplete."""
+    learner, backbone = run.learner, run.learner.backbone
+    with disk_errors(folder), torch.no_grad():
+        target = folder / "backbone"
+        for name, parameter in backbone.model.named_parameters():
+            parameter.copy_(learner.params[BACKBONE + name])
+        backbone.model.save_pretrained(target)
+        backbone.tokenizer.save_pretrained(target)
+        _forget_origin(target / "config.json")
+        rest = {n: v.detach().contiguous() for n, v in learner.params.items() if not n.startswith(BACKBONE)}
+        save_file(rest, folder / _HEAD)
+    card = {
+        "schema": RUN_SCHEMA,
+        "kshot": version("kshot"),
+        "kind": "classification",
+        "fingerprint": _fingerprint(learner.params, run),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "algorithm": {"name": run.algorithm_name, **run.options},
+        "backbone": {**asdict(backbone.spec), "name": run.pretrained},
+        **run.card,
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+    }
+    write_json(folder / CARD, card)
+    return replace(run, card=card, folder=folder)
+
+
+def _forget_origin(config: Path) -> None:
+    """Remove the path that the backbone was loaded from."""
+    value = json.loads(config.read_text(encoding="utf-8"))
+    value.pop("_name_or_path", None)
+    write_json(config, value)
+
+
+def _fingerprint(params: Params, run: Run) -> str:
+    digest = hashlib.blake2b(json.dumps([run.algorithm_name, dict(run.options)], sort_keys=True).encode(), digest_size=16)
+    for name in sorted(params):
+        digest.update(name.encode() + params[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return a run's ``kshot.json``.
+
+    Raises:
+        RunError: absent, incomplete, not JSON, or of a newer schema.
+    """
+    path = folder / CARD
+    if not folder.is_dir():
+        raise RunError(f"No run '{folder}'.", "A folder that 'kshot train' wrote is expected.", "Check the path.")
+    if not path.is_file():
+        if (folder / "checkpoints").is_dir():
+            raise RunError(
+                f"The run '{folder}' is not finished: it has checkpoints and no {CARD}.",
+                mend="Repeat its 'kshot train' command with --resume.",
+            )
+        raise RunError(f"'{folder}' is not a run: it has no {CARD}.", "A folder that 'kshot train' wrote is expected.")
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        schema = int(card["schema"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"'{path}' is damaged: {error}.") from error
+    if schema > RUN_SCHEMA:
+        raise RunError(
+            f"The run '{folder}' has schema {schema}, written by kshot {card.get('kshot', 'of a newer version')}.",
+            f"This is kshot {version('kshot')}, which reads up to schema {RUN_SCHEMA}.",
+            "Upgrade it: pip install -U kshot",
+        )
+    return card
+
+
+def load_run(folder: str | Path, device: str = "cpu") -> Run:
+    """Load a run.
+
+    Raises:
+        RunError: not a complete run, or of a newer schema.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    options = dict(card["algorithm"])
+    name = options.pop("name")
+    pretrained = card["backbone"]["name"]
+    spec = BackboneSpec(**{**card["backbone"], "name": str(folder / "backbone")})
+    backbone: Backbone = load_backbone(spec)
+    learner = new_learner(backbone, device)
+    try:
+        rest = load_file(folder / _HEAD, device=device)
+    except OSError as error:
+        raise RunError(f"The run '{folder}' is incomplete: {error}.") from error
+    learner = learner.with_params(learner.params | {n: v.requires_grad_() for n, v in rest.items()})
+    return Run(learner, new_algorithm(name, options), name, options, pretrained, card, folder).prepared()

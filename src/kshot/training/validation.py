@@ -1,0 +1,25 @@
+"""Accuracy over episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from kshot.meta import Algorithm
+from kshot.meta.algorithm import accuracy
+from kshot.models import Learner
+from kshot.models.features import encode_once
+from kshot.tasks import Episode
+
+
+@torch.no_grad()
+def episode_accuracies(learner: Learner, algorithm: Algorithm, episodes: Sequence[Episode]) -> list[float]:
+    """Return the accuracy on each episode's query set after adapting to its support set."""
+    quiet = replace(learner, dropout=False)
+    encoded = map(quiet.encode, episodes) if algorithm.moves_backbone else encode_once(quiet, episodes)
+    return [
+        accuracy(algorithm.logits(quiet, algorithm.adapt(quiet, episode.support), episode.query), episode.query.labels)
+        for episode in encoded
+    ]
