@@ -20,7 +20,7 @@ class KshotError(Exception):
         super().__init__(" ".join(part for part in (found, expected, mend) if part))
 
 
-class DataError(KshotError):
+class DataError(KshotError, ValueError):
     """The labelled files are not what kshot can learn from."""
 
 
@@ -62,3 +62,7 @@ def listing(names: Iterable[str], most: int = 12) -> str:
     items = list(names)
     shown = ", ".join(items[:most])
     return shown + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped from outside, and what was done is kept. The message says how to go on."""

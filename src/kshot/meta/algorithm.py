@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kshot.models.batch import Batch, EncodedEpisode
 from kshot.models.learner import Learner, Params
@@ -47,9 +49,17 @@ class Algorithm(ABC):
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         """Return the adapted learner's class scores (B, N)."""
 
-    @abstractmethod
     def meta_loss(self, learner: Learner, episodes: Sequence[EncodedEpisode]) -> tuple[Tensor, Metrics]:
-        """Return the loss, averaged over episodes and differentiable in ``learner.params``, and what to show of it."""
+        """Return the loss, averaged over episodes and differentiable in ``learner.params``, and what to show of it.
+
+        By default the query sets' cross-entropy after adapting to the support sets.
+        """
+        losses, right = [], 0.0
+        for episode in episodes:
+            logits = self.logits(learner, self.adapt(learner, episode.support), episode.query)
+            losses.append(F.cross_entropy(logits, episode.query.labels))
+            right += accuracy(logits, episode.query.labels) / len(episodes)
+        return torch.stack(losses).mean(), {"accuracy": right}
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kshot.errors import ConfigError, listing, nearest
-from kshot.meta.algorithm import Adapted, Algorithm, Metrics, accuracy
-from kshot.models.batch import Batch, EncodedEpisode
+from kshot.meta.algorithm import Adapted, Algorithm
+from kshot.models.batch import Batch
 from kshot.models.learner import Learner
 
 METRICS = ("cosine", "euclidean")
@@ -25,6 +23,7 @@ class ProtoNet(Algorithm):
 
         c_k = 1/|S_k| sum_{x in S_k} f(x)
         p(y = k | x) = softmax_k( -d(f(x), c_k) )
+        meta-loss = mean over queries (x, y) of -log p(y | x)
 
     Args:
         metric: ``euclidean``, d = ||f(x) - c_k||^2; or ``cosine``, -d = scale * cos(f(x), c_k) with f(x) of unit length.
@@ -47,6 +46,8 @@ class ProtoNet(Algorithm):
             raise ConfigError(
                 f"algorithm.metric is '{self.metric}'.{nearest(self.metric, METRICS)}", f"Expected {listing(METRICS)}."
             )
+        if not self.scale > 0:
+            raise ConfigError(f"algorithm.scale is {self.scale}.", "A number above 0 is expected.")
 
     def adapt(self, learner: Learner, support: Batch) -> Adapted:
         z = self._embed(learner, support)
@@ -58,14 +59,6 @@ class ProtoNet(Algorithm):
         if self.metric == "cosine":
             return self.scale * z @ F.normalize(c, dim=-1).T
         return -(z.unsqueeze(1) - c).square().sum(-1)
-
-    def meta_loss(self, learner: Learner, episodes: Sequence[EncodedEpisode]) -> tuple[Tensor, Metrics]:
-        losses, right = [], 0.0
-        for episode in episodes:
-            logits = self.logits(learner, self.adapt(learner, episode.support), episode.query)
-            losses.append(F.cross_entropy(logits, episode.query.labels))
-            right += accuracy(logits, episode.query.labels) / len(episodes)
-        return torch.stack(losses).mean(), {"accuracy": right}
 
     def _embed(self, learner: Learner, batch: Batch) -> Tensor:
         z = learner.features(learner.params, batch)

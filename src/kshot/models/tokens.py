@@ -44,8 +44,10 @@ def token_store(corpus: Corpus, backbone: Backbone) -> TokenStore:
 def tokenizer_fingerprint(backbone: Backbone) -> str:
     """Return what identifies the token ids of a text: vocabulary, rules, prefix and cut."""
     tokenizer = backbone.tokenizer
-    rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    parts = [str(_VERSION), rules, backbone.spec.prefix, str(backbone.max_length)]
+    rules = tokenizer.get_vocab()
+    if tokenizer.is_fast:  # truncation and padding are left over from the last call; each call of ours sets its own
+        rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    parts = [str(_VERSION), json.dumps(rules, sort_keys=True), backbone.spec.prefix, str(backbone.max_length)]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 

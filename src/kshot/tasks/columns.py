@@ -62,23 +62,22 @@ def find_columns(
     text = text or _by_name(names, TEXT_NAMES, exclude=(label, task))
     label = label or _by_name(names, LABEL_NAMES, exclude=(text, task))
     if text is None:
+        likely = _longest(names, sample, exclude=(label, task))
         raise DataError(
             f"{where}: no text column found.",
             f"The columns are: {listing(names)}.",
-            f"Name it: --text-column {_quoted(_longest(names, sample, exclude=(label, task)))}",
+            f"Name it: --text-column '{likely}', or add a header line." if likely else "Add a column 'text'.",
         )
     if label is None and label_required:
         likely = _fewest_values(names, sample, exclude=(text, task))
         raise DataError(
             f"{where}: no label column found.",
             f"The columns are: {listing(names)}.",
-            f"Name it: --label-column {_quoted(likely)}" if likely else "Add a column 'label', or a header line.",
+            f"Name it: --label-column '{likely}'"
+            if likely
+            else "Add a column 'label', or give a folder with a file per label.",
         )
     return Columns(text, label, task)
-
-
-def _quoted(name: str | None) -> str:
-    return f"'{name}'" if name else "NAME"
 
 
 def _by_name(names: Sequence[str], known: Sequence[str], exclude: tuple[str | None, ...]) -> str | None:

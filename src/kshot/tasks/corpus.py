@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
@@ -25,11 +25,12 @@ import pyarrow as pa
 from kshot.errors import DataError, listing
 from kshot.files import atomic_folder, cache_folder
 from kshot.tasks.columns import Columns, find_columns, peek
-from kshot.tasks.readers import Records, read_records
+from kshot.tasks.readers import Records, data_suffix, read_records, readable
 from kshot.tasks.task import Rows, Task
 
 _VERSION = 1  # raised whenever what a cached corpus holds changes
 _BATCH = 16_384
+_NO_LABEL = "no label"
 MAX_TEXT_CHARACTERS = 200_000
 
 
@@ -60,18 +61,31 @@ class SourceFile:
         task: the task's name.
         part: ``train``, ``validation``, ``test`` or "" where the file is not one of a split.
         label: the label of all its rows, where there is a file per label.
-        records: the rows, for sources that are not files.
+        records, fingerprint: the rows and what identifies them, for sources that are not files.
     """
 
     path: Path
     task: str
     part: str = ""
     label: str | None = None
-    records: Any = None
+    records: Callable[[], Records] | None = None
+    fingerprint: str = ""
 
     def read(self) -> Records:
         """Yield numbered records."""
         return read_records(self.path) if self.records is None else self.records()
+
+    @property
+    def unit(self) -> str:
+        """What the records' numbers count."""
+        return "line" if self.records is None and data_suffix(self.path) != ".parquet" else "row"
+
+    def digest(self) -> bytes:
+        """Return what identifies the contents."""
+        if self.fingerprint:
+            return self.fingerprint.encode()
+        with readable(self.path), self.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "blake2b").digest()
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,9 @@ class Corpus:
         table = pa.ipc.open_file(pa.memory_map(str(self.folder / "rows.arrow"))).read_all()
         chunks = table.column("text").chunks
         return chunks, list(np.cumsum([0] + [len(chunk) for chunk in chunks]))
+
+    def __reduce__(self) -> tuple[type[Corpus], tuple[Path]]:
+        return Corpus, (self.folder,)  # another process maps the same files
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -144,17 +161,21 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(normalise(text).encode(), digest_size=8).digest(), "little")
 
 
-def build_corpus(name: str, files: Sequence[SourceFile], options: ReadOptions, fingerprint: str = "") -> Corpus:
+def build_corpus(name: str, files: Sequence[SourceFile], options: ReadOptions) -> Corpus:
     """Read the files into a cached corpus, or open the one that was built of the same contents before.
 
     Raises:
         DataError: whatever is wrong with the files, naming file and line.
     """
-    fingerprint = fingerprint or _fingerprint(files, options)
+    fingerprint = _fingerprint(files, options)
     folder = cache_folder() / "corpora" / fingerprint[:32]
     if not (folder / "corpus.json").exists():
-        with atomic_folder(folder) as temporary:
-            _write(temporary, name, files, options, fingerprint)
+        try:
+            with atomic_folder(folder) as temporary:
+                _write(temporary, name, files, options, fingerprint)
+        except OSError:
+            if not (folder / "corpus.json").exists():  # else another process was quicker, with the same contents
+                raise
     return Corpus(folder)
 
 
@@ -162,8 +183,7 @@ def _fingerprint(files: Sequence[SourceFile], options: ReadOptions) -> str:
     digest = hashlib.blake2b(json.dumps([_VERSION, asdict(options)]).encode(), digest_size=32)
     for file in files:
         digest.update(json.dumps([file.task, file.part, file.label, file.path.suffixes]).encode())
-        with file.path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+        digest.update(file.digest())
     return digest.hexdigest()
 
 
@@ -171,20 +191,23 @@ class _Problems:
     """Gathers bad rows, so that one message tells of all of a kind."""
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[str, str], list[int]] = {}
+        self._lines: dict[tuple[SourceFile, str], list[int]] = {}
 
     def add(self, file: SourceFile, line: int, what: str) -> None:
         """Note a bad row; the caller passes over it."""
-        self._lines.setdefault((str(file.path), what), []).append(line)
+        self._lines.setdefault((file, what), []).append(line)
 
-    def raise_if_any(self) -> None:
-        if not self._lines:
-            return
+    def raise_if_any(self, labelled: set[SourceFile]) -> None:
+        """Refuse the bad rows; but a file without any label beside labelled ones is passed over, as hidden test sets are."""
         said = []
-        for (path, what), lines in self._lines.items():
-            rows = f"line {lines[0]}" if len(lines) == 1 else f"{len(lines)} rows (lines {listing(map(str, lines), 5)})"
-            said.append(f"{path}, {rows}: {what}.")
-        raise DataError(" ".join(said[:5]), "Every row needs a text and a label.", "Mend or remove these rows.")
+        for (file, what), lines in self._lines.items():
+            if what.startswith(_NO_LABEL) and labelled and file not in labelled:
+                continue
+            numbers = f"{file.unit}{'s' if len(lines) > 1 else ''} {listing(map(str, lines), 5)}"
+            said.append(f"{file.path}, {numbers}: {what}.")
+        if said:
+            found = " ".join(said[:5]) + (f" And {len(said) - 5} more such findings." if len(said) > 5 else "")
+            raise DataError(found, "Every row needs a text and a label.", "Mend or remove these rows.")
 
 
 def _write(folder: Path, name: str, files: Sequence[SourceFile], options: ReadOptions, fingerprint: str) -> None:
@@ -192,6 +215,8 @@ def _write(folder: Path, name: str, files: Sequence[SourceFile], options: ReadOp
     groups: dict[Group, int] = {}
     group_of_row, hashes = _Growing(np.int32), _Growing(np.uint64)
     columns: dict[str, dict[str, str | None]] = {}
+    label_columns: dict[str, str | None] = {}  # by task
+    labelled: set[SourceFile] = set()
     problems, kinds = _Problems(), _LabelKinds()
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         pending: list[str] = []
@@ -205,24 +230,31 @@ def _write(folder: Path, name: str, files: Sequence[SourceFile], options: ReadOp
                 options.task_column,
                 label_required=file.label is None,
             )
-            columns[file.path.name] = {"text": found.text, "label": found.label, "task": found.task}
+            shown = file.path.name if file.path.name not in columns else f"{file.path.parent.name}/{file.path.name}"
+            columns[shown] = {"text": found.text, "label": found.label, "task": found.task}
+            any_label = False
             for line, record in chain(sample, rest):
-                text, label = _text(file, line, record, found, options, problems), file.label
-                if label is None:
-                    label = _label(file, line, record, found, kinds, problems)
+                task = _task(file, record, found)
+                text = _text(file, line, record, found, options, problems)
+                label = _label(file, line, record, found, problems) if file.label is None else file.label
+                any_label = any_label or label is not None
                 if text is None or label is None:
                     continue
-                task = file.task if found.task is None else str(record.get(found.task) or file.task)
+                if file.label is None:
+                    kinds.add(task, file, line, label)
+                label_columns.setdefault(task, found.label)
                 group_of_row.append(groups.setdefault(Group(task, file.part, label), len(groups)))
                 hashes.append(text_hash(text))
                 pending.append(text)
                 if len(pending) == _BATCH:
                     writer.write_batch(pa.record_batch([pa.array(pending, pa.large_string())], schema))
                     pending.clear()
+            if any_label:
+                labelled.add(file)
         writer.write_batch(pa.record_batch([pa.array(pending, pa.large_string())], schema))
-    problems.raise_if_any()
+    problems.raise_if_any(labelled)
     kinds.raise_if_mixed(options)
-    _require_two_labels(name, groups, columns)
+    _require_two_labels(name, groups, label_columns)
     members = group_of_row.array()
     np.save(folder / "order.npy", np.argsort(members, kind="stable"))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(np.bincount(members, minlength=len(groups)))]))
@@ -252,6 +284,11 @@ class _Growing:
         return np.concatenate([*self._blocks, np.array(self._tail, self._dtype)])
 
 
+def _task(file: SourceFile, record: dict[str, Any], found: Columns) -> str:
+    value = None if found.task is None else record.get(found.task)
+    return ("" if value is None else str(value).strip()) or file.task
+
+
 def _text(
     file: SourceFile, line: int, record: dict[str, Any], found: Columns, options: ReadOptions, problems: _Problems
 ) -> str | None:
@@ -260,25 +297,20 @@ def _text(
         problems.add(file, line, f"no text in column '{found.text}'")
         return None
     if not isinstance(value, str):
-        problems.add(file, line, f"the text in column '{found.text}' is a {type(value).__name__}, not a string")
+        problems.add(file, line, f"the text in column '{found.text}' is of type {type(value).__name__}, not a string")
         return None
     if len(value) > options.max_text_characters:
         raise DataError(
-            f"{file.path}, line {line}: a text of {len(value):,} characters.",
+            f"{file.path}, {file.unit} {line}: a text of {len(value):,} characters.",
             f"The limit is {options.max_text_characters:,}; such a length is often a quote that was never closed.",
             "Cut the text, or raise the limit with --max-text-characters.",
         )
     return value
 
 
-def _label(
-    file: SourceFile, line: int, record: dict[str, Any], found: Columns, kinds: _LabelKinds, problems: _Problems
-) -> str | None:
+def _label(file: SourceFile, line: int, record: dict[str, Any], found: Columns, problems: _Problems) -> str | None:
     assert found.label is not None  # find_columns required it
     value = record.get(found.label)
-    if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
-        problems.add(file, line, f"no label in column '{found.label}'")
-        return None
     if isinstance(value, (list, dict)):
         what = f"the label in column '{found.label}' is a JSON {type(value).__name__}, and one label a text is expected"
         problems.add(file, line, what)
@@ -287,11 +319,11 @@ def _label(
         value = str(value).lower()
     elif isinstance(value, float) and value.is_integer():
         value = int(value)
-    label = str(value).strip()
+    missing = value is None or (isinstance(value, float) and np.isnan(value))
+    label = "" if missing else str(value).strip()
     if not label:
-        problems.add(file, line, f"no label in column '{found.label}'")
+        problems.add(file, line, f"{_NO_LABEL} in column '{found.label}'")
         return None
-    kinds.add(file, line, label)
     return label
 
 
@@ -299,18 +331,18 @@ class _LabelKinds:
     """Remembers for each task where a label first was a number, and where first a word."""
 
     def __init__(self) -> None:
-        self._first: dict[str, dict[bool, tuple[Path, int, str]]] = {}
+        self._first: dict[str, dict[bool, tuple[SourceFile, int, str]]] = {}
 
-    def add(self, file: SourceFile, line: int, label: str) -> None:
-        self._first.setdefault(file.task, {}).setdefault(_is_number(label), (file.path, line, label))
+    def add(self, task: str, file: SourceFile, line: int, label: str) -> None:
+        self._first.setdefault(task, {}).setdefault(_is_number(label), (file, line, label))
 
     def raise_if_mixed(self, options: ReadOptions) -> None:
-        for first in self._first.values():
+        for task, first in self._first.items():
             if len(first) == 2 and not options.mixed_labels:
-                (path, line, word), (other, number_line, number) = first[False], first[True]
+                (file, line, word), (other, number_line, number) = first[False], first[True]
                 raise DataError(
-                    f"Labels are mixed: a word '{word}' ({path}, line {line}) and a number '{number}' "
-                    f"({other}, line {number_line}).",
+                    f"The labels of the task '{task}' are mixed: a word '{word}' ({file.path}, {file.unit} {line}) "
+                    f"and a number '{number}' ({other.path}, {other.unit} {number_line}).",
                     "Labels of one task are all words or all numbers.",
                     "Mend them, or accept both with --mixed-labels.",
                 )
@@ -318,21 +350,21 @@ class _LabelKinds:
 
 def _is_number(label: str) -> bool:
     try:
-        float(label)
+        return math.isfinite(float(label))  # "nan" and "Infinity" are words
     except ValueError:
         return False
-    return True
 
 
-def _require_two_labels(name: str, groups: Iterable[Group], columns: dict[str, dict[str, str | None]]) -> None:
-    labels = Counter(task for task, _ in {(group.task, group.label) for group in groups})
-    for task, count in labels.items():
-        if count < 2:
-            only = next(group.label for group in groups if group.task == task)
-            column = next(iter(columns.values()))["label"]
+def _require_two_labels(name: str, groups: Iterable[Group], label_columns: dict[str, str | None]) -> None:
+    labels: dict[str, set[str]] = {}
+    for group in groups:
+        labels.setdefault(group.task, set()).add(group.label)
+    for task, names in labels.items():
+        if len(names) < 2:
+            column = label_columns[task]
             source = f"column '{column}'" if column else "the files' names"
             raise DataError(
-                f"'{name}': the task '{task}' has one label only, '{only}' (from {source}).",
+                f"'{name}': the task '{task}' has one label only, '{names.pop()}' (from {source}).",
                 "A task needs at least two.",
                 "Name another column with --label-column, or remove that task.",
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kshot.errors import ConfigError, DataError, listing
 from kshot.files import atomic_file
@@ -79,11 +80,14 @@ class EpisodeSpec:
     imbalance: bool = False
 
     def __post_init__(self) -> None:
-        for name, (low, high), least in (("ways", _span(self.ways), 2), ("shots", _span(self.shots), 1)):
-            if low < least or high < low:
-                raise ConfigError(f"{name} is {getattr(self, name)}.", f"A number or a range from {least} up is expected.")
+        for name, value, least in (("ways", self.ways, 2), ("shots", self.shots, 1)):
+            span = _span(value)
+            if len(span) != 2 or not least <= span[0] <= span[1]:
+                raise ConfigError(f"{name} is {value}.", f"A number or a range (low, high) from {least} up is expected.")
         if self.queries < 1:
             raise ConfigError(f"queries is {self.queries}.", "At least 1 is expected.")
+        if self.imbalance and _span(self.shots)[0] == _span(self.shots)[1]:
+            raise ConfigError(f"imbalance is asked with shots {self.shots}.", "A range of shots is expected, such as (1, 10).")
 
     def __str__(self) -> str:
         ways, shots = (_range(span) for span in (self.ways, self.shots))
@@ -99,6 +103,35 @@ def _range(value: int | tuple[int, int]) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """A task to draw from, the number of usable texts of each label, and the hashes of texts that several labels have."""
+
+    task: Task
+    counts: Rows
+    conflicts: npt.NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, task: Task) -> _Pool:
+        hashes = [np.unique(task.corpus.hashes[task.rows(label)]) for label in range(len(task.labels))]
+        values, labels = np.unique(np.concatenate(hashes), return_counts=True)
+        conflicts = values[labels > 1]
+        return cls(task, np.array([np.isin(own, conflicts, invert=True).sum() for own in hashes]), conflicts)
+
+    def draw(self, rng: np.random.Generator, label: int, size: int) -> list[int]:
+        """Draw rows of a label with different texts that no other label has: no query text stands in the support set."""
+        rows = self.task.rows(label)
+        drawn: list[int] = []
+        take = size
+        while len(drawn) < size:  # once, except where the data holds a text twice
+            sample = rows[rng.choice(len(rows), take, replace=False)]
+            hashes = self.task.corpus.hashes[sample]
+            first = np.sort(np.unique(hashes, return_index=True)[1])
+            drawn = sample[first[np.isin(hashes[first], self.conflicts, invert=True)]].tolist()
+            take = min(4 * take, len(rows))
+        return drawn[:size]
+
+
 class EpisodeSampler(Sequence[Episode]):
     """An endless, random-access stream of episodes: ``sampler[i]`` depends on nothing but the tasks, the seed and ``i``.
 
@@ -106,13 +139,14 @@ class EpisodeSampler(Sequence[Episode]):
     with exactly those that the uninterrupted one would have seen. It is a map-style data set for ``torch.utils.data``.
 
     Args:
-        tasks: the tasks to draw from, each with equal probability.
+        tasks: the tasks to draw from, each with equal probability. No text occurs twice in an episode, and a text that stands
+            under several labels of its task, and so has no right answer, occurs in none.
         spec: the episodes' shape.
         seed: of the stream.
         length: what ``len`` says; indices beyond it are not refused.
 
     Raises:
-        DataError: no task has enough labels, or a label has fewer examples than the shots and queries need.
+        DataError: no task has enough labels, or a label has fewer different texts than the shots and queries need.
 
     Example:
         >>> from kshot.tasks import load_tasks
@@ -122,13 +156,16 @@ class EpisodeSampler(Sequence[Episode]):
     """
 
     def __init__(self, tasks: Sequence[Task], spec: EpisodeSpec, seed: int = 0, length: int = 1_000_000) -> None:
+        if seed < 0:
+            raise ConfigError(f"The seed of episodes is {seed}.", "A number from 0 up is expected.")
         self.spec, self.seed, self._length = spec, seed, length
-        self.tasks = self._eligible(tasks)
+        self._pools = self._eligible(tasks)
+        self.tasks = [pool.task for pool in self._pools]
 
-    def _eligible(self, tasks: Sequence[Task]) -> list[Task]:
+    def _eligible(self, tasks: Sequence[Task]) -> list[_Pool]:
         """Keep the tasks with enough labels; refuse where a label is too small for the shots asked."""
         ways, shots = _span(self.spec.ways)[0], _span(self.spec.shots)[0]
-        eligible = [task for task in tasks if len(task.labels) >= ways]
+        eligible = [_Pool.of(task) for task in tasks if len(task.labels) >= ways]
         if not eligible:
             most = max((len(task.labels) for task in tasks), default=0)
             raise DataError(
@@ -136,13 +173,13 @@ class EpisodeSampler(Sequence[Episode]):
                 mend=f"Use at most {most} ways." if most >= 2 else "Give tasks with at least two labels.",
             )
         need = shots + 1 if self.spec.imbalance else shots + self.spec.queries
-        for task in eligible:
-            short = {name: count for name, count in task.counts().items() if count < need}
+        for pool in eligible:
+            counts = zip(pool.task.labels, pool.counts, strict=True)
+            short = [f"'{name}' has {count}" for name, count in counts if count < need]
             if short:
-                counts = [f"'{name}' has {count}" for name, count in short.items()]
                 raise DataError(
-                    f"The task '{task.name}' has labels with too few examples: {listing(counts, 5)}.",
-                    f"{shots} shots and {need - shots} queries need {need} a label.",
+                    f"The task '{pool.task.name}' has labels with too few examples: {listing(short, 5)}.",
+                    f"{shots} shots and {need - shots} queries need {need} different texts a label, each under no other label.",
                     "Add examples, remove these labels, or ask for fewer shots or queries.",
                 )
         return eligible
@@ -153,15 +190,17 @@ class EpisodeSampler(Sequence[Episode]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._length))]
+        index = int(index) if index >= 0 else self._length + int(index)
         rng = np.random.default_rng([self.seed, index])
-        task = self.tasks[int(rng.integers(len(self.tasks)))]
+        pool = self._pools[int(rng.integers(len(self._pools)))]
+        task = pool.task
         low, high = _span(self.spec.ways)
         ways = int(rng.integers(low, min(high, len(task.labels)) + 1))
         chosen = [int(label) for label in rng.permutation(len(task.labels))[:ways]]
-        shots, queries = self._sizes(rng, task, chosen)
+        shots, queries = self._sizes(rng, pool.counts[chosen])
         support, query = list[tuple[int, int]](), list[tuple[int, int]]()
         for position, label in enumerate(chosen):
-            rows = _draw(rng, task, label, shots[position] + queries)
+            rows = pool.draw(rng, label, shots[position] + queries)
             support += [(row, position) for row in rows[: shots[position]]]
             query += [(row, position) for row in rows[shots[position] :]]
         return Episode(
@@ -171,44 +210,23 @@ class EpisodeSampler(Sequence[Episode]):
             support=_examples(task, support),
             query=_examples(task, query),
             seed=self.seed,
-            index=int(index),
+            index=index,
         )
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[index] for index in range(self._length))
 
-    def _sizes(self, rng: np.random.Generator, task: Task, chosen: list[int]) -> tuple[list[int], int]:
-        """Draw the shots of each label, and the queries a label."""
+    def _sizes(self, rng: np.random.Generator, counts: Rows) -> tuple[list[int], int]:
+        """Draw the shots of each label, and the queries a label, for labels with so many different texts."""
         low, high = _span(self.spec.shots)
-        counts = np.array([task.count(label) for label in chosen])
         if not self.spec.imbalance:
             queries = self.spec.queries
-            return [int(rng.integers(low, min(high, counts.min() - queries) + 1))] * len(chosen), queries
+            return [int(rng.integers(low, min(high, counts.min() - queries) + 1))] * len(counts), queries
         queries = int(min(self.spec.queries, max(1, counts.min() // 2), counts.min() - low))
-        shares = counts * np.exp(rng.uniform(np.log(0.5), np.log(2.0), len(chosen)))
+        shares = counts * np.exp(rng.uniform(np.log(0.5), np.log(2.0), len(counts)))
         mean = rng.uniform(low, high + 1)
-        shots = np.floor(mean * len(chosen) * shares / shares.sum()).astype(int)
+        shots = np.floor(mean * len(counts) * shares / shares.sum()).astype(int)
         return [int(shot) for shot in np.clip(shots, low, np.minimum(high, counts - queries))], queries
-
-
-def _draw(rng: np.random.Generator, task: Task, label: int, size: int) -> list[int]:
-    """Draw ``size`` rows of a label with distinct texts, so that no query text stands in the support set."""
-    rows = task.rows(label)
-    drawn = _distinct(task, rows[rng.choice(len(rows), size, replace=False)])
-    if len(drawn) < size:  # rare: the data holds the same text twice under this label
-        drawn = _distinct(task, rows[rng.permutation(len(rows))])[:size]
-    if len(drawn) < size:
-        raise DataError(
-            f"The label '{task.labels[label]}' of the task '{task.name}' has only {len(drawn)} distinct texts.",
-            f"{size} are needed an episode (shots and queries).",
-            "Add examples, or ask for fewer shots or queries.",
-        )
-    return drawn
-
-
-def _distinct(task: Task, rows: Rows) -> list[int]:
-    _, first = np.unique(task.corpus.hashes[rows], return_index=True)
-    return [int(rows[index]) for index in sorted(first)]
 
 
 def _examples(task: Task, drawn: Sequence[tuple[int, int]]) -> Examples:
@@ -232,15 +250,17 @@ def load_episodes(path: Path) -> list[Episode]:
     if not path.is_file():
         raise DataError(f"No such file of episodes: '{path}'.")
     episodes = []
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
                 value = json.loads(line)
-                if value.pop("schema") > _EPISODE_SCHEMA:
-                    raise DataError(f"{path}, line {number}: an episode of a newer schema.", mend="Upgrade kshot.")
-                for side in ("support", "query"):
-                    value[side] = Examples(**{key: tuple(items) for key, items in value[side].items()})
-                episodes.append(Episode(**{**value, "labels": tuple(value["labels"])}))
+                newer = value.pop("schema") > _EPISODE_SCHEMA
+                if not newer:
+                    for side in ("support", "query"):
+                        value[side] = Examples(**{key: tuple(items) for key, items in value[side].items()})
+                    episodes.append(Episode(**{**value, "labels": tuple(value["labels"])}))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{path}, line {number}: not an episode ({error}).") from error
+                raise DataError(f"{path}, line {number}: not an episode ({error}).", mend="Dump the episodes again.") from error
+            if newer:
+                raise DataError(f"{path}, line {number}: an episode of a newer schema.", mend="Upgrade kshot.")
     return episodes

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files as package_files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def load_tasks(sources: str | Path | Sequence[str | Path], options: ReadOptions 
     A source is a data file (one task, or several with ``task_column``), a folder, a data set of the hub (``hub:name``
     or ``hub:name:config``), or the bundled tasks (``bundled:en``, ``bundled:zh``, ``bundled:en/finance``). A folder holds
     a file per part (``train.csv``, ``test.csv``), a file per label (files without a label column), a file per task,
-    or a sub-folder per task.
+    or a sub-folder per task. Files without labels beside labelled ones are passed over.
 
     Args:
         sources: what to read.
@@ -94,10 +94,15 @@ def _bundled(name: str) -> Path:
     return path
 
 
-def _folder_files(folder: Path, options: ReadOptions) -> Iterator[SourceFile]:
-    """Yield the folder's data files, with what their place says: part, label or task."""
-    here, subfolders = _data_files(folder), [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
-    subfolders = [entry for entry in subfolders if not entry.name.startswith((".", "_")) and _data_files(entry)]
+def _folder_files(folder: Path, options: ReadOptions, inside: str = "") -> Iterator[SourceFile]:
+    """Yield the folder's data files, with what their place says: part, label or task.
+
+    Args:
+        inside: the sub-folder's name, where ``folder`` is one that was found within the source's folder.
+    """
+    here = _data_files(folder)
+    subfolders = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "_"))]
+    subfolders = [entry for entry in subfolders if _data_files(entry) or _data_files(entry / "data")]
     if not here and [entry.name for entry in subfolders] == ["data"]:  # the hub's layout
         here, subfolders = _data_files(subfolders[0]), []
     if not here and not subfolders:
@@ -105,26 +110,36 @@ def _folder_files(folder: Path, options: ReadOptions) -> Iterator[SourceFile]:
             f"The folder '{folder}' holds no data file.", f"Expected files ending in {listing(READERS)}, also compressed."
         )
     for subfolder in subfolders:
-        yield from _folder_files(subfolder, options)
+        yield from _folder_files(subfolder, options, subfolder.name)
     if not here:
         return
     name = folder.resolve().name
     columns = {path: _column_names(path) for path in here}
-    if not options.label_column and len(here) > 1 and all(_unlabelled(names) for names in columns.values()):
+    parts = {path: part_of(path) for path in here}
+    if not options.label_column and len(here) > 1 and all(map(_unlabelled, columns.values())) and not all(parts.values()):
         yield from (SourceFile(path, name, label=data_stem(path)) for path in here)
         return
     # texts without labels (unlabelled, out of scope) may lie beside the labelled ones
     wanted = {options.label_column.lower()} if options.label_column else set(LABEL_NAMES)
     labelled = [path for path in here if columns[path] & wanted] or here
-    if all(part_of(path) for path in labelled):
-        yield from (SourceFile(path, name, part_of(path)) for path in labelled)
-    elif len(labelled) == 1 and data_stem(labelled[0]) in ("data", "all"):
+    if all(parts[path] for path in labelled):
+        yield from (SourceFile(path, name, parts[path]) for path in labelled)
+    elif "train" in (parts[path] for path in labelled):
+        others = [path.name for path in labelled if not parts[path]]
+        raise DataError(
+            f"The folder '{folder}' holds the files of a split (train), and others: {listing(others)}.",
+            "A folder holds the files of one task's split, or a file per task.",
+            "Move the others to a folder of their own, or rename them so that they begin with train, validation or test.",
+        )
+    elif len(labelled) == 1 and (inside or data_stem(labelled[0]) in ("data", "all")):
         yield SourceFile(labelled[0], name)
     else:
-        yield from (SourceFile(path, data_stem(path)) for path in labelled)
+        yield from (SourceFile(path, f"{inside}-{data_stem(path)}" if inside else data_stem(path)) for path in labelled)
 
 
 def _data_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
     return sorted(entry for entry in folder.iterdir() if is_data_file(entry) and not holds_names(entry))
 
 
@@ -150,9 +165,10 @@ def _load_hub(name: str, options: ReadOptions) -> list[Task]:
     path, _, config = name.partition(":")
     try:
         loaded = datasets.load_dataset(path, config or None)
-    except Exception as error:  # the library raises many types; its first line says what matters
+    except Exception as error:  # the library raises many types; the first lines of what it says are what matters
+        said = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
         raise DataError(
-            f"The hub's data set '{name}' could not be loaded: {str(error).strip().splitlines()[0]}",
+            f"The hub's data set '{name}' could not be loaded: {said.rstrip('.')}.",
             mend="Check the name (hub:owner/name or hub:owner/name:config) and the network, or download its Parquet "
             "files and give their folder to --tasks.",
         ) from error
@@ -164,19 +180,25 @@ def _load_hub(name: str, options: ReadOptions) -> list[Task]:
 
     short = Path(path).resolve().name
     files = [
-        SourceFile(Path(f"{HUB}{name}") / split, short, PARTS.get(split.split("_")[0], ""), records=partial(records, part))
+        SourceFile(
+            Path(f"{HUB}{name}") / split,
+            short,
+            PARTS.get(split.split("_")[0], ""),
+            records=partial(records, part),
+            fingerprint=part._fingerprint,
+        )
         for split, part in loaded.items()
     ]
-    prints = [part._fingerprint for part in loaded.values()]
-    digest = hashlib.blake2b(f"{prints}{options}".encode(), digest_size=32).hexdigest()
-    return build_corpus(short, files, options, fingerprint=digest).tasks()
+    return build_corpus(short, files, options).tasks()
 
 
 def _unique_names(tasks: list[Task]) -> list[Task]:
     """Number the names that occur more than once (two folders that are both called ``data``, for instance)."""
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     unique = []
     for task in tasks:
-        seen[task.name] = seen.get(task.name, 0) + 1
-        unique.append(task if seen[task.name] == 1 else replace(task, name=f"{task.name}-{seen[task.name]}"))
+        names = (task.name if number == 1 else f"{task.name}-{number}" for number in count(1))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        unique.append(replace(task, name=name))
     return unique

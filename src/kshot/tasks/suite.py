@@ -16,6 +16,7 @@ from kshot.tasks.task import Task
 
 SPLITS = ("train", "validation", "test")
 _FEWEST_TASKS_TO_SPLIT_BY_TASK = 5
+_EXPECTED_SPLIT = 'Expected {"train": [...], "valid": [...], "test": [...]} with the names of labels or of tasks.'
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class SplitSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.ratios) < 0 or self.ratios[0] <= 0:
+        if len(self.ratios) != 3 or min(self.ratios) < 0 or self.ratios[0] <= 0:
             raise ConfigError(f"split.ratios is {self.ratios}.", "Three shares of at least 0 are expected, the first above 0.")
+        if self.seed < 0:
+            raise ConfigError(f"split.seed is {self.seed}.", "A number from 0 up is expected.")
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,7 @@ _Parts = tuple[tuple[Task, ...], tuple[Task, ...], tuple[Task, ...]]
 def _shares(count: int, ratios: Sequence[float]) -> tuple[int, int]:
     """Return the two cut positions that divide ``count`` things by the ratios."""
     total = sum(ratios)
-    first = round(count * ratios[0] / total)
-    return first, first + round(count * ratios[1] / total)
+    return round(count * ratios[0] / total), round(count * (ratios[0] + ratios[1]) / total)
 
 
 def _by_class(tasks: Sequence[Task], spec: SplitSpec) -> _Parts:
@@ -167,27 +169,26 @@ def _split_file(by: str, folder: Path | None) -> Path:
 def _from_file(tasks: Sequence[Task], path: Path) -> _Parts:
     """Read ``{"train": [...], "valid": [...], "test": [...]}``, which names labels or tasks."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"The split file '{path}' is not valid JSON: {error}.") from error
     names: dict[str, set[str]] = {split: set() for split in SPLITS}
     for key, listed in value.items() if isinstance(value, dict) else ():
-        if key in PARTS and isinstance(listed, list):
-            names[PARTS[key]] = {str(name) for name in listed}
+        if isinstance(listed, list):
+            if key not in PARTS:
+                raise DataError(f"The split file '{path}' has the key '{key}'.{nearest(key, PARTS)}", _EXPECTED_SPLIT)
+            names[PARTS[key]] |= {str(name) for name in listed}
     if not names["train"]:
-        raise DataError(
-            f"The split file '{path}' names nothing for 'train'.",
-            'Expected {"train": [...], "valid": [...], "test": [...]} with the names of labels or of tasks.',
-        )
+        raise DataError(f"The split file '{path}' names nothing for 'train'.", _EXPECTED_SPLIT)
     task_names, label_names = {task.name for task in tasks}, {label for task in tasks for label in task.labels}
     wanted = set().union(*names.values())
-    known = task_names if wanted <= task_names else label_names
+    known = max((task_names, label_names), key=lambda names: len(wanted & names))
     for split in SPLITS:
         unknown = sorted(names[split] - known)
         if unknown:
             raise DataError(
                 f"The split file '{path}' names under '{split}' what the data does not have: {listing(unknown, 5)}."
-                f"{nearest(unknown[0], known)}"
+                f"{nearest(unknown[0], task_names | label_names)}"
             )
     twice = sorted(names["train"] & names["test"] | names["train"] & names["validation"] | names["validation"] & names["test"])
     if twice:
@@ -195,5 +196,5 @@ def _from_file(tasks: Sequence[Task], path: Path) -> _Parts:
     if known is task_names:
         chosen = [tuple(task for task in tasks if task.name in names[split]) for split in SPLITS]
     else:
-        chosen = [tuple(kept for task in tasks if len((kept := task.with_labels(names[split])).labels)) for split in SPLITS]
+        chosen = [tuple(kept for task in tasks if (kept := task.with_labels(names[split])).labels) for split in SPLITS]
     return chosen[0], chosen[1], chosen[2]

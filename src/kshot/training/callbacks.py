@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kshot.errors import MissingExtraError
+from kshot.errors import MissingExtraError, TrainingError
 from kshot.files import disk_errors
 from kshot.statistics import Mean
 
@@ -33,7 +34,7 @@ class Callback:
 
 
 class ProgressDisplay(Callback):
-    """A live line on a terminal (loss, validation accuracy, episodes a second, time left); plain lines elsewhere."""
+    """A live line on a terminal (loss, validation, episodes a second, time left); a plain line now and then elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -51,6 +52,7 @@ class ProgressDisplay(Callback):
 
     def start(self, steps: int, done: int) -> None:
         self._steps, self._began, self._episodes = steps, time.perf_counter(), 0
+        self._every = max(1, steps // 10)  # for plain lines, where there is no validation to tell of
         self._task = self._progress.add_task("", total=steps, completed=done, loss="-", validation="-", rate="-")
         self._progress.start()
 
@@ -59,13 +61,14 @@ class ProgressDisplay(Callback):
         rate = self._episodes / (time.perf_counter() - self._began)
         if "validation" in record:
             self._validation = Mean(record["validation"], record["validation_ci95"], 0).percent() + "%"
-            if not self._console.is_terminal:
-                left = (self._steps - record["step"]) * episodes / rate
-                self._console.print(
-                    f"step {record['step']:.0f}/{self._steps}  loss {record['loss']:.4f}  validation {self._validation}  "
-                    f"{rate:.2f} episodes/s  {left:.0f} s left",
-                    highlight=False,
-                )
+        if not self._console.is_terminal and ("validation" in record or record["step"] % self._every == 0):
+            left = (self._steps - record["step"]) * episodes / rate
+            self._console.print(
+                f"step {record['step']:.0f}/{self._steps}  loss {record['loss']:.4f}  validation {self._validation}  "
+                f"{rate:.2f} episodes/s  {left:.0f} s left",
+                highlight=False,
+                soft_wrap=True,
+            )
         self._progress.update(
             self._task,
             completed=record["step"],
@@ -98,9 +101,8 @@ class TensorBoardLogger(Callback):
     def end(self) -> None:
         self._writer.close()
         for file in self._folder.glob("events.out.tfevents.*"):
-            # the library writes the machine's name into the file's name, and a run must not tell it
-            stamp = file.name.split(".")[3]
-            file.rename(file.with_name(f"events.out.tfevents.{stamp}.kshot.{file.name.rsplit('.', 2)[-2]}"))
+            # the library writes the machine's name between time and process into the file's name; a run must not tell it
+            file.rename(file.with_name(re.sub(r"^(events\.out\.tfevents\.\d+)\..*(\.\d+\.\d+)$", r"\1.kshot\2", file.name)))
 
 
 class WandbLogger(Callback):
@@ -115,10 +117,20 @@ class WandbLogger(Callback):
 
     def start(self, steps: int, done: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._run: Any = self._wandb.init(project=self._project, dir=str(self._folder), config=self._config)
+        # the machine's name and the program's path and environment are nobody's business
+        settings = self._wandb.Settings(host="kshot", x_disable_meta=True, quiet=True)
+        try:
+            self._run: Any = self._wandb.init(
+                project=self._project, dir=str(self._folder), config=self._config, settings=settings
+            )
+        except self._wandb.errors.Error as error:
+            raise TrainingError(
+                f"Weights & Biases could not start: {error}",
+                mend="Log in with 'wandb login', or set WANDB_MODE=offline to keep everything on this machine.",
+            ) from error
 
     def step(self, record: Mapping[str, float], episodes: int) -> None:
         self._run.log({name: value for name, value in record.items() if name != "step"}, step=int(record["step"]))
 
     def end(self) -> None:
-        self._run.finish(exit_code=int(sys.exc_info()[0] is not None), quiet=True)
+        self._run.finish(exit_code=int(sys.exc_info()[0] is not None))

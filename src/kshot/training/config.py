@@ -50,8 +50,11 @@ class TrainingConfig:
             if value not in known:
                 raise ConfigError(f"training.{name} is '{value}'.{nearest(value, known)}", f"Expected {listing(known)}.")
         for name in ("steps", "lr"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}.", "A number above 0 is expected.")
+        for name in ("weight_decay", "clip", "validate_every", "validation_episodes", "patience"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}.", "At least 0 is expected.")
         if self.tasks_per_step is not None and self.tasks_per_step < 1:
             raise ConfigError(f"training.tasks_per_step is {self.tasks_per_step}.", "At least 1 is expected.")
         if not 0 <= self.warmup <= 1:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kshot.errors import RunError, TrainingError, listing
+from kshot.errors import ConfigError, RunError, TrainingError, listing
 from kshot.meta import Algorithm
 from kshot.models import Learner
-from kshot.models.select import select
+from kshot.models.select import HEAD, select
 from kshot.statistics import Mean, mean
 from kshot.tasks import Episode, EpisodeSampler
 from kshot.training.callbacks import Callback, History
@@ -39,7 +40,7 @@ class TrainingResult:
 
     Args:
         learner: at the best parameters by validation (the last ones where there is no validation).
-        best: the best validation accuracy.
+        best: the best validation accuracy; NaN where there is no validation.
         best_step: when it was reached.
         history: a record a step.
         interrupted: whether it was stopped from outside before its end; a checkpoint is left to resume from.
@@ -81,6 +82,7 @@ def meta_train(
 
     Raises:
         TrainingError: the loss or its gradient is not a finite number.
+        ConfigError: ``config.trains`` names nothing that the algorithm uses.
         RunError: ``resume`` without a checkpoint of the same configuration, or the folder cannot be written.
     """
     if folder is None:
@@ -98,36 +100,30 @@ def meta_train(
     def save_last() -> None:
         save_checkpoint(folder / LAST, learner.params, optimizer, state, history, identity)
 
-    for callback in callbacks:
-        callback.start(config.steps, state.step)
-    try:
-        with stop_requests() as stop:
-            while state.step < config.steps and not state.stopped and not stop.is_set():
-                torch.manual_seed(config.seed * 1_000_003 + state.step)
-                entry = _step(learner, algorithm, episodes, optimizer, names, config, state.step, batch_size)
-                state.step += 1
-                history.append(entry)
-                if (
-                    config.validate_every
-                    and validation
-                    and (state.step % config.validate_every == 0 or state.step == config.steps)
-                ):
-                    _validate(learner, algorithm, validation, config, state, entry, folder)
-                    save_last()
-                for callback in callbacks:
-                    callback.step(entry, batch_size)
-            interrupted = stop.is_set() and state.step < config.steps and not state.stopped
-        if interrupted or not (config.validate_every and validation):
-            save_last()
-    finally:
+    with ExitStack() as stack:
         for callback in callbacks:
-            callback.end()
+            callback.start(config.steps, state.step)
+            stack.callback(callback.end)
+        stop = stack.enter_context(stop_requests())
+        while (running := state.step < config.steps and not state.stopped) and not stop.is_set():
+            torch.manual_seed(config.seed * 1_000_003 + state.step)
+            entry = _step(learner, algorithm, episodes, optimizer, names, config, state.step, batch_size)
+            state.step += 1
+            history.append(entry)
+            if state.step == config.steps or (config.validate_every and state.step % config.validate_every == 0):
+                if validation and config.validate_every:
+                    _validate(learner, algorithm, validation, config, state, entry, folder)
+                save_last()
+            for callback in callbacks:
+                callback.step(entry, batch_size)
+        if running:
+            save_last()
     return TrainingResult(
-        learner=_best(learner, state, folder) if not interrupted else learner,
-        best=Mean(state.best, state.best_ci95, len(validation)),
+        learner=_final(learner, None if running else state, folder),
+        best=Mean(state.best, state.best_ci95, len(validation)) if state.best_step else mean([]),
         best_step=state.best_step,
         history=history,
-        interrupted=interrupted,
+        interrupted=running,
     )
 
 
@@ -135,17 +131,27 @@ def _trainable(learner: Learner, algorithm: Algorithm, config: TrainingConfig) -
     """Return a copy with parameters of its own, the algorithm's among them, and the attention that it needs."""
     learner.backbone.use_attention(algorithm.twice_differentiable)
     params = learner.params | {n: v for n, v in algorithm.meta_parameters(learner).items() if n not in learner.params}
-    fresh = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
-    return replace(learner, params=fresh, dropout=config.dropout == "on")
+    learner = replace(
+        learner, params={name: value.detach().clone() for name, value in params.items()}, dropout=config.dropout == "on"
+    )
+    for name in select_trained(learner, config):  # the rest takes no gradient, so that frozen lower layers keep no graph
+        learner.params[name].requires_grad_()
+    return learner
 
 
 def select_trained(learner: Learner, config: TrainingConfig) -> tuple[str, ...]:
     """Return the names of what the outer loop trains: the selected parameters, and all that the algorithm added."""
-    return (*select(learner.params, config.trains), *(name for name in learner.params if name.startswith("meta.")))
+    names = (*select(learner.params, config.trains), *(name for name in learner.params if name.startswith("meta.")))
+    if all(name.startswith(HEAD) for name in names):
+        raise ConfigError(
+            f"training.trains is '{config.trains}', and the head's start, which all classes share, cancels in the softmax.",
+            "A selector of the backbone's parameters is expected, such as all or top-2-layers.",
+        )
+    return names
 
 
 def _optimizer(learner: Learner, names: Sequence[str], config: TrainingConfig) -> torch.optim.AdamW:
-    decayed = [name for name in names if learner.params[name].dim() > 1 and not name.startswith(("head.", "meta."))]
+    decayed = [name for name in names if learner.params[name].dim() > 1 and not name.startswith((HEAD, "meta."))]
     others = [name for name in names if name not in set(decayed)]
     groups = [
         {"params": [learner.params[name] for name in decayed], "weight_decay": config.weight_decay},
@@ -190,6 +196,11 @@ def _step(
     for index in range(step * batch_size, (step + 1) * batch_size):
         loss, metrics = algorithm.meta_loss(learner, [learner.encode(episodes[index])])
         _require_finite(float(loss.detach()), "loss", step, rate)
+        if not loss.requires_grad:
+            raise ConfigError(
+                f"training.trains is '{config.trains}', and the algorithm uses nothing of it.",
+                "A selector of parameters that its loss depends on is expected, such as all or top-1-layers.",
+            )
         (loss / batch_size).backward(inputs=trained)  # type: ignore[no-untyped-call]
         for name, value in {"loss": float(loss.detach()), **metrics}.items():
             totals[name] = totals.get(name, 0.0) + value / batch_size
@@ -227,11 +238,8 @@ def _validate(
         state.stopped = True
 
 
-def _best(learner: Learner, state: State, folder: Path) -> Learner:
-    """Return the learner at its best parameters, where they were kept."""
-    if state.best_step and (folder / BEST).exists():
-        params = load_params(folder / BEST)
-        return replace(
-            learner.with_params({n: v.to(learner.device).requires_grad_() for n, v in params.items()}), dropout=False
-        )
-    return replace(learner, dropout=False)
+def _final(learner: Learner, state: State | None, folder: Path) -> Learner:
+    """Return the learner at the best parameters of a finished training, at the last ones where none were measured."""
+    params = load_params(folder / BEST) if state is not None and state.best_step else learner.params
+    params = {name: value.detach().to(learner.device).requires_grad_() for name, value in params.items()}
+    return replace(learner, params=params, dropout=False)

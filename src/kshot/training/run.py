@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,10 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from kshot.errors import RunError
+from kshot.errors import RunError, listing
 from kshot.files import disk_errors, write_json
 from kshot.meta import Algorithm, new_algorithm
 from kshot.models import Backbone, BackboneSpec, Learner, Params, load_backbone, new_learner
@@ -27,6 +28,7 @@ from kshot.tasks import Task
 
 RUN_SCHEMA = 1
 CARD = "kshot.json"
+_BACKBONE = "backbone"
 _HEAD = "head.safetensors"
 
 
@@ -76,28 +78,33 @@ def label_digest(task: Task, label: str) -> str:
 def save_run(run: Run, folder: Path) -> Run:
     """Write a run into a folder; ``kshot.json`` comes last, so that a folder without it is known to be incomplete."""
     learner, backbone = run.learner, run.learner.backbone
-    with disk_errors(folder), torch.no_grad():
-        target = folder / "backbone"
-        for name, parameter in backbone.model.named_parameters():
-            parameter.copy_(learner.params[BACKBONE + name])
-        backbone.model.save_pretrained(target)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in learner.params.items()}
+    with disk_errors(folder):
+        (folder / CARD).unlink(missing_ok=True)
+        target = folder / _BACKBONE
+        weights = {n.removeprefix(BACKBONE): value for n, value in tensors.items() if n.startswith(BACKBONE)}
+        backbone.model.save_pretrained(target, state_dict=backbone.model.state_dict() | weights)
         backbone.tokenizer.save_pretrained(target)
         _forget_origin(target / "config.json")
-        rest = {n: v.detach().contiguous() for n, v in learner.params.items() if not n.startswith(BACKBONE)}
-        save_file(rest, folder / _HEAD)
-    card = {
+        save_file({n: value for n, value in tensors.items() if not n.startswith(BACKBONE)}, folder / _HEAD)
+    made = {
         "schema": RUN_SCHEMA,
         "kshot": version("kshot"),
         "kind": "classification",
         "fingerprint": _fingerprint(learner.params, run),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "algorithm": {"name": run.algorithm_name, **run.options},
-        "backbone": {**asdict(backbone.spec), "name": run.pretrained},
-        **run.card,
+        "backbone": {**asdict(backbone.spec), "name": _seen_from(folder, run.pretrained)},
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
     }
+    card = {**made, **run.card, **made}  # a run that is saved again is made again
     write_json(folder / CARD, card)
     return replace(run, card=card, folder=folder)
+
+
+def _seen_from(folder: Path, name: str) -> str:
+    """Return a backbone's name, or where its folder lies as seen from the run's."""
+    return os.path.relpath(Path(name).resolve(), folder.resolve()) if Path(name).is_dir() else name
 
 
 def _forget_origin(config: Path) -> None:
@@ -152,15 +159,20 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     """
     folder = Path(folder)
     card = read_card(folder)
+    missing = [name for name in (_BACKBONE, _HEAD) if not (folder / name).exists()]
+    if missing:
+        raise RunError(f"The run '{folder}' is incomplete: it has no {listing(missing)}.", mend="Copy it whole, or train anew.")
     options = dict(card["algorithm"])
     name = options.pop("name")
     pretrained = card["backbone"]["name"]
-    spec = BackboneSpec(**{**card["backbone"], "name": str(folder / "backbone")})
+    if (folder / pretrained).is_dir():
+        pretrained = str(folder / pretrained)
+    spec = BackboneSpec(**{**card["backbone"], "name": str(folder / _BACKBONE)})
     backbone: Backbone = load_backbone(spec)
     learner = new_learner(backbone, device)
     try:
         rest = load_file(folder / _HEAD, device=device)
-    except OSError as error:
-        raise RunError(f"The run '{folder}' is incomplete: {error}.") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"'{folder / _HEAD}' is damaged: {error}.", mend="Copy the run whole, or train anew.") from error
     learner = learner.with_params(learner.params | {n: v.requires_grad_() for n, v in rest.items()})
     return Run(learner, new_algorithm(name, options), name, options, pretrained, card, folder).prepared()

@@ -1,0 +1,251 @@
+"""The main job from Python: load a suite, meta-train, evaluate, adapt. The commands are thin over these functions."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kshot.config import Config, load_config
+from kshot.deploy import adapt
+from kshot.errors import ConfigError, Interrupted, RunError
+from kshot.evaluation import EvaluationConfig
+from kshot.evaluation import evaluate as evaluate_run
+from kshot.files import disk_errors
+from kshot.meta import ALGORITHMS
+from kshot.models import load_backbone, new_learner
+from kshot.models.precision import choose_matmul_route
+from kshot.tasks import EpisodeSampler, EpisodeSpec, Task, TaskSuite, load_tasks, split_tasks
+from kshot.tasks.suite import SPLITS
+from kshot.training import Run, load_run, meta_train, save_run
+from kshot.training.callbacks import Callback
+from kshot.training.checkpoint import LAST
+from kshot.training.run import CARD, label_digest
+
+__all__ = ["adapt", "evaluate", "load_suite", "open_suite", "train"]
+
+Tell = Callable[[str], None]
+_VALIDATION_SEED = 104_729  # apart from the training stream, which uses the training's own seed
+
+
+def _quiet(text: str) -> None:
+    """Say nothing."""
+
+
+def open_suite(config: Config) -> TaskSuite:
+    """Read and divide the tasks that a configuration names."""
+    if not config.tasks:
+        raise ConfigError("No tasks were named.", mend="Name at least one: --tasks PATH (or bundled:en, hub:NAME)")
+    tasks = load_tasks(config.tasks, config.read)
+    first = Path(config.tasks[0])
+    folder = first if first.is_dir() else first.parent
+    return split_tasks(tasks, config.split, folder=folder)
+
+
+def load_suite(tasks: str | Sequence[str], split: str = "auto", **options: Any) -> TaskSuite:
+    """Read and divide tasks.
+
+    Args:
+        tasks: files, folders, ``hub:name`` or ``bundled:en``.
+        split: ``auto``, ``class``, ``task``, ``given``, or a file.
+        options: other settings by dotted key with ``__`` for the dot, such as ``read__text_column="body"``.
+    """
+    listed = [tasks] if isinstance(tasks, str) else list(tasks)
+    return open_suite(load_config(None, {"tasks": listed, "split.by": split, **_dotted(options)}))
+
+
+def _dotted(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace("__", "."): value for name, value in options.items()}
+
+
+def train(
+    suite: TaskSuite,
+    out: str | Path,
+    config: Config | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    tell: Tell = _quiet,
+    **options: Any,
+) -> Run:
+    """Meta-train a run on a suite and write it into a folder.
+
+    Args:
+        suite: the tasks with their split.
+        out: the run's folder.
+        config: the configuration; None for the defaults.
+        resume: go on from the folder's last checkpoint.
+        overwrite: replace the run that is there.
+        callbacks: who is told of every step.
+        tell: is given a line now and then.
+        options: settings by dotted key with ``__`` for the dot, such as ``algorithm__name="maml"``.
+
+    Raises:
+        KshotError: whatever a user can mend, as a sentence.
+        Interrupted: stopped by Ctrl-C; a checkpoint was written.
+    """
+    config = replace_config(config or Config(), _dotted(options))
+    out = Path(out)
+    name, hyperparameters, algorithm = config.new_algorithm()
+    _require_device(config.device)
+    _require_free(out, resume, overwrite)
+    shape = config.episodes.spec(name, suite.train)
+    episodes = EpisodeSampler(suite.train, shape, config.training.seed)
+    outer = replace(config.training, tasks_per_step=config.training.tasks_per_step or ALGORITHMS[name].tasks_per_step)
+    validation = _validation(suite, config)
+    shared = suite.overlap()
+    if shared:
+        tell(f"Warning: {len(shared)} text(s) of meta-test also stand in meta-train, such as {shared[0][:80]!r}.")
+    tell(f"{suite.name}: " + ", ".join(f"meta-{split} {_size(suite[split])}" for split in SPLITS))
+    backbone = load_backbone(config.backbone)
+    tell(choose_matmul_route())
+    learner = new_learner(backbone, config.device)
+    corpora = {task.corpus.fingerprint: task.corpus for task in (*suite.train, *suite.validation)}
+    learner = learner.with_stores(list(corpora.values()))
+    if algorithm.twice_differentiable:
+        tell("Attention: the plain form, since this algorithm differentiates twice and the fused one cannot.")
+    tell(f"{name}: {shape}; {outer.tasks_per_step} episode(s) a step, {outer.steps} steps")
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    identity = {
+        "algorithm": {"name": name, **hyperparameters},
+        "backbone": asdict(config.backbone),
+        "episodes": asdict(shape),
+        "validation": asdict(config.validation),
+        "tasks": {split: _digest(suite[split]) for split in ("train", "validation")},
+    }
+    begin = time.perf_counter()
+    try:
+        result = meta_train(learner, algorithm, episodes, validation, outer, out, callbacks, resume, identity)
+    finally:
+        if not (out / LAST).exists():  # nothing to go on from: leave no half-made folder in the way
+            shutil.rmtree(out, ignore_errors=True)
+    if result.interrupted:
+        raise Interrupted(
+            f"Stopped after step {len(result.history)} of {outer.steps}. The checkpoint is in '{out}': "
+            "repeat the command with --resume to go on."
+        )
+    card = {
+        "config": _public(config),
+        "episodes": asdict(shape),
+        "data": [
+            {"task": task.name, "split": split, "labels": len(task.labels), "examples": len(task), "fingerprint": fingerprint}
+            for split in SPLITS
+            for task in suite[split]
+            if (fingerprint := task.corpus.fingerprint[:16])
+        ],
+        "seen": sorted({label_digest(task, label) for task in suite.train for label in task.labels}),
+        "metrics": {
+            "validation": None if not validation else result.best.value,
+            "validation_ci95": None if not validation else result.best.ci95,
+            "seconds": round(time.perf_counter() - begin, 1),
+        },
+        "training": {"history": result.history, "best_step": result.best_step or None},
+    }
+    return save_run(Run(result.learner, algorithm, name, hyperparameters, config.backbone.name, card), out)
+
+
+def replace_config(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """Return a configuration with some values changed, by dotted key."""
+    if not overrides:
+        return config
+    tree = config.plain()
+    return load_config(None, {**_flat(tree), **overrides})
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _validation(suite: TaskSuite, config: Config) -> list[Any]:
+    """Draw the validation episodes; narrower ones where the tasks have fewer labels."""
+    if not suite.validation or not config.training.validate_every:
+        return []
+    most = max(len(task.labels) for task in suite.validation)
+    ways = config.validation.ways
+    shape: EpisodeSpec = replace(config.validation, ways=min(ways, most)) if isinstance(ways, int) else config.validation
+    sampler = EpisodeSampler(suite.validation, shape, _VALIDATION_SEED)
+    return [sampler[index] for index in range(config.training.validation_episodes)]
+
+
+def _digest(tasks: Sequence[Task]) -> str:
+    """Return what identifies tasks, and reveals neither texts nor labels."""
+    digests = [label_digest(task, label) for task in tasks for label in task.labels]
+    return hashlib.blake2b(" ".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def _size(tasks: Sequence[Task]) -> str:
+    return f"{len(tasks)} task(s), {sum(len(t.labels) for t in tasks)} labels, {sum(len(t) for t in tasks):,} texts"
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"The device '{device}' cannot be used here: {reason}", mend="Use --device cpu.") from error
+
+
+def _require_free(out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that is in the way, that holds something else than a run, or that cannot be written."""
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other.")
+    if out.is_file():
+        raise RunError(f"The output '{out}' is a file.", "A folder's name is expected.")
+    if resume:
+        if (out / CARD).exists():
+            raise RunError(f"The run '{out}' is finished: there is nothing to resume.")
+        if not (out / LAST).exists():
+            raise RunError(
+                f"Cannot resume: '{out}' has no checkpoint.",
+                mend="Train without --resume, or name the folder of a stopped run.",
+            )
+    elif out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise RunError(
+                f"The output folder '{out}' exists and is not empty.",
+                mend="Choose another, go on with --resume, or replace it with --overwrite.",
+            )
+        if not ((out / CARD).exists() or (out / LAST).exists()):
+            raise RunError(f"The folder '{out}' is not a run of kshot, so --overwrite leaves it alone.", mend="Choose another.")
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    with disk_errors(out), tempfile.TemporaryFile(dir=existing):
+        pass
+
+
+def _public(config: Config) -> dict[str, Any]:
+    """Return the configuration without where anything lies on this machine."""
+    plain = config.plain()
+    del plain["tasks"]
+    plain["split"]["by"] = Path(plain["split"]["by"]).name
+    plain["backbone"]["name"] = (
+        Path(plain["backbone"]["name"]).name if Path(plain["backbone"]["name"]).exists() else plain["backbone"]["name"]
+    )
+    return plain
+
+
+def evaluate(
+    run: Run | str | Path, suite: TaskSuite, config: EvaluationConfig | None = None, tell: Tell = _quiet, **options: Any
+) -> dict[str, Any]:
+    """Measure a run on held-out tasks against the baselines; see `kshot.evaluation.evaluate`.
+
+    Args:
+        options: fields of `EvaluationConfig`, such as ``shots=(1, 5)``.
+    """
+    choose_matmul_route()
+    loaded = run if isinstance(run, Run) else load_run(run)
+    return evaluate_run(loaded, suite, replace(config or EvaluationConfig(), **options), tell)

@@ -1,0 +1,67 @@
+"""What an evaluation compares: methods that learn an episode's support set and label its query set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kshot.models import Batch, Learner
+from kshot.tasks import Episode
+from kshot.training import Run
+
+Labels = npt.NDArray[np.int64]
+Predict = Callable[[Episode, Batch], Labels]
+"""Returns label indices (B,) of an episode's query set; the batch holds the query texts as the method wants them."""
+
+
+class Method(ABC):
+    """One way to learn from a support set.
+
+    Attributes:
+        name: as reports show it.
+        encoder: the frozen encoder whose text vectors the method works on; None where it takes tokens or texts.
+        tokenizer: the learner that turns texts into token batches, for methods without an ``encoder`` that want tokens.
+        slow: whether it takes seconds an episode, so that it is measured on fewer episodes.
+    """
+
+    name: str
+    encoder: Learner | None = None
+    tokenizer: Learner | None = None
+    slow: bool = False
+
+    @abstractmethod
+    def fit(self, episode: Episode, support: Batch) -> Predict:
+        """Learn the episode's support set and return what labels its query set."""
+
+
+class MetaTrained(Method):
+    """The run under evaluation."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.name = f"{run.algorithm_name} (meta-trained)"
+        if run.algorithm.moves_backbone:
+            self.tokenizer = run.learner
+        else:
+            self.encoder = run.learner
+
+    def fit(self, episode: Episode, support: Batch) -> Predict:
+        learner, algorithm = self._run.learner, self._run.algorithm
+        with torch.no_grad():
+            adapted = algorithm.adapt(learner, support)
+
+        @torch.no_grad()
+        def predict(episode: Episode, query: Batch) -> Labels:
+            return as_labels(algorithm.logits(learner, adapted, query).argmax(-1))
+
+        return predict
+
+
+def as_labels(values: Any) -> Labels:
+    """Return label indices as an int64 array."""
+    return np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values, np.int64)

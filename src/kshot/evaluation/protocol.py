@@ -1,0 +1,249 @@
+"""The protocol: many held-out episodes, every method on the same ones, means with 95% intervals, paired differences."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from kshot.errors import BackboneError, ConfigError, listing
+from kshot.evaluation.baselines import new_baselines
+from kshot.evaluation.map import embedding_map
+from kshot.evaluation.methods import Labels, MetaTrained, Method
+from kshot.evaluation.metrics import Confusions
+from kshot.models import Batch, EncodedEpisode, Learner, load_backbone, new_learner
+from kshot.models.backbones import BackboneSpec
+from kshot.models.features import encode_once
+from kshot.statistics import Mean, mean
+from kshot.tasks import Episode, EpisodeSampler, EpisodeSpec, Examples, TaskSuite
+from kshot.training import Run
+
+REPORT_SCHEMA = 1
+_TIMED = 15  # episodes whose adaptation is timed from the texts on
+_MATRICES = 4  # tasks whose confusion matrix and map a report shows
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a run is measured.
+
+    Args:
+        split: the part of the suite to draw from; ``test`` once, at the end, and ``validation`` while choosing.
+        ways, shots, queries: the episodes' shape; every number of shots is measured.
+        episodes: how many a number of shots.
+        slow_episodes: how many, the first of the same ones, for methods that take seconds an episode; 0 leaves those out.
+        baselines: which to compare with: prototype, logistic, head, tfidf, full, setfit.
+        seed: of the episodes.
+    """
+
+    split: str = "test"
+    ways: int = 5
+    shots: tuple[int, ...] = (1, 5)
+    queries: int = 5
+    episodes: int = 600
+    slow_episodes: int = 20
+    baselines: tuple[str, ...] = ("prototype", "logistic", "head", "tfidf", "full")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.shots:
+            raise ConfigError("evaluation.shots is empty.", "At least one number of shots is expected, such as 1,5.")
+        if self.episodes < 2:
+            raise ConfigError(f"evaluation.episodes is {self.episodes}.", "At least 2 are needed for an interval.")
+
+
+@dataclass
+class _Outcome:
+    """What a method did on the episodes of one number of shots."""
+
+    accuracies: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    confusions: Confusions = field(default_factory=Confusions)
+    by_task: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, episode: Episode, predicted: Labels) -> None:
+        accuracy = float((predicted == np.array(episode.query.labels)).mean())
+        self.accuracies.append(accuracy)
+        self.by_task.setdefault(episode.task, []).append(accuracy)
+        self.confusions.add(episode, predicted)
+
+
+def evaluate(
+    run: Run, suite: TaskSuite, config: EvaluationConfig, tell: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Measure a run and the baselines on the same episodes of held-out tasks.
+
+    Args:
+        run: what to measure.
+        suite: the tasks with their split.
+        config: the protocol.
+        tell: is given a line for every method and number of shots as it is done.
+
+    Returns:
+        The report: ``rows`` (accuracy with interval by method and shots), ``paired`` (differences on episodes that both saw),
+        figures by task and by label, confusion matrices, the training's history, a map of embeddings, warnings.
+
+    Raises:
+        DataError: the split has too few labels or examples for the protocol.
+        ConfigError: an unknown baseline.
+    """
+    tasks = suite[config.split]
+    streams = {
+        shots: EpisodeSampler(tasks, EpisodeSpec(config.ways, shots, config.queries), config.seed)[: config.episodes]
+        for shots in config.shots
+    }
+    warnings = _warnings(run, suite, config)
+    pretrained = _pretrained(run, warnings)
+    methods: list[Method] = [MetaTrained(run)]
+    if pretrained is not None:
+        methods += new_baselines(config.baselines, pretrained)
+    outcomes: dict[tuple[str, int], _Outcome] = {}
+    for shots, episodes in streams.items():
+        encoded: dict[int, list[EncodedEpisode]] = {}
+        for method in methods:
+            chosen = episodes[: config.slow_episodes] if method.slow else episodes
+            if not chosen:
+                continue
+            outcome = outcomes[method.name, shots] = _measure(method, chosen, encoded)
+            tell(f"{method.name}, {shots} shot(s): {mean(outcome.accuracies).percent()}%  ({len(chosen)} episodes)")
+    largest = max(config.shots)
+    ours = outcomes[methods[0].name, largest]
+    return {
+        "schema": REPORT_SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kshot": version("kshot"),
+        "run": {
+            "algorithm": run.algorithm_name,
+            "options": dict(run.options),
+            "backbone": run.pretrained,
+            "fingerprint": run.fingerprint,
+        },
+        "protocol": {
+            "suite": suite.name,
+            "split": config.split,
+            "tasks": len(tasks),
+            "labels": sum(len(task.labels) for task in tasks),
+            **{name: getattr(config, name) for name in ("ways", "queries", "episodes", "seed")},
+            "shots": list(config.shots),
+        },
+        "rows": [_row(name, shots, suite, config, outcome) for (name, shots), outcome in outcomes.items()],
+        "paired": [
+            _paired(methods[0].name, method.name, shots, suite, config, outcomes)
+            for shots in config.shots
+            for method in methods[1:]
+            if (method.name, shots) in outcomes
+        ],
+        "tasks": [
+            {"method": name, "task": task, "shots": shots, **_figures(mean(values))}
+            for (name, shots), outcome in outcomes.items()
+            for task, values in outcome.by_task.items()
+        ],
+        "labels": [{"method": methods[0].name, "shots": largest, **row} for row in ours.confusions.labels()],
+        "confusion": [
+            {"method": methods[0].name, "shots": largest, **ours.confusions.matrix(task)}
+            for task in list(ours.confusions.counts)[:_MATRICES]
+        ],
+        "training": run.card.get("training"),
+        "map": [] if pretrained is None else [embedding_map(task, pretrained, run.learner) for task in tasks[:_MATRICES]],
+        "warnings": warnings,
+    }
+
+
+def _warnings(run: Run, suite: TaskSuite, config: EvaluationConfig) -> list[str]:
+    """What a reader must know before believing the figures."""
+    warnings = []
+    seen = [f"{task.name}: {label}" for task in suite[config.split] for label in sorted(run.seen(task))]
+    if seen:
+        warnings.append(
+            f"{len(seen)} of the evaluated labels were meta-trained on ({listing(seen, 5)}): the figures are not of new tasks."
+        )
+    shared = suite.overlap() if config.split == "test" else ()
+    if shared:
+        warnings.append(f"{len(shared)} text(s) of meta-test also stand in meta-train (up to case and white space).")
+    return warnings
+
+
+def _pretrained(run: Run, warnings: list[str]) -> Learner | None:
+    """Return the backbone that training started from, for the baselines; None with a warning where it is not to be had."""
+    spec = run.learner.backbone.spec
+    try:
+        backbone = load_backbone(BackboneSpec(run.pretrained, spec.pooling, spec.max_length, spec.prefix))
+    except BackboneError as error:
+        warnings.append(f"No baselines: {error}")
+        return None
+    learner = new_learner(backbone, run.learner.device)
+    learner.backbone.use_attention(twice_differentiable=False)
+    return learner
+
+
+def _measure(method: Method, episodes: Sequence[Episode], encoded: dict[int, list[EncodedEpisode]]) -> _Outcome:
+    """Run a method on the episodes. Each method is timed from the support set's texts to a classifier."""
+    outcome = _Outcome()
+    if method.encoder is None:
+        for episode in episodes:
+            begin = time.perf_counter()
+            predict = method.fit(episode, _batch(method, episode, episode.support))
+            outcome.seconds.append(time.perf_counter() - begin)
+            outcome.add(episode, predict(episode, _batch(method, episode, episode.query)))
+        return outcome
+    if id(method.encoder) not in encoded:  # one frozen encoder encodes every text once for all methods and episodes
+        encoded[id(method.encoder)] = list(encode_once(method.encoder, episodes))
+    for episode, both in zip(episodes, encoded[id(method.encoder)], strict=True):
+        outcome.add(episode, method.fit(episode, both.support)(episode, both.query))
+    for episode in episodes[:_TIMED]:
+        begin = time.perf_counter()
+        method.fit(episode, next(encode_once(method.encoder, [replace(episode, query=episode.support)])).support)
+        outcome.seconds.append(time.perf_counter() - begin)
+    return outcome
+
+
+def _batch(method: Method, episode: Episode, examples: Examples) -> Batch:
+    if method.tokenizer is not None:
+        return method.tokenizer.batch(examples, episode.ways)
+    return Batch(torch.tensor(examples.labels), episode.ways)
+
+
+def _row(name: str, shots: int, suite: TaskSuite, config: EvaluationConfig, outcome: _Outcome) -> dict[str, Any]:
+    return {
+        "method": name,
+        "suite": suite.name,
+        "ways": config.ways,
+        "shots": shots,
+        **_figures(mean(outcome.accuracies)),
+        "adapt_seconds_median": statistics.median(outcome.seconds),
+        **outcome.confusions.macro(),
+    }
+
+
+def _figures(measured: Mean) -> dict[str, Any]:
+    ci95 = None if measured.count < 2 else measured.ci95
+    return {"accuracy": measured.value, "ci95": ci95, "episodes": measured.count}
+
+
+def _paired(
+    method: str,
+    baseline: str,
+    shots: int,
+    suite: TaskSuite,
+    config: EvaluationConfig,
+    outcomes: dict[tuple[str, int], _Outcome],
+) -> dict[str, Any]:
+    """Return the mean difference on the episodes that both methods saw."""
+    ours, theirs = outcomes[method, shots].accuracies, outcomes[baseline, shots].accuracies
+    figures = _figures(mean([a - b for a, b in zip(ours, theirs, strict=False)]))
+    return {
+        "method": method,
+        "baseline": baseline,
+        "suite": suite.name,
+        "ways": config.ways,
+        "shots": shots,
+        "difference": figures.pop("accuracy"),
+        **figures,
+    }

@@ -1,0 +1,106 @@
+"""Algorithms by name: what is unknown or wrong is told in a sentence that says how to mend it."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import one_thread, random_episode, random_learner  # noqa: F401
+
+from kshot.errors import ConfigError
+from kshot.meta import ALGORITHMS, MAML, Algorithm, ProtoNet, Reptile, new_algorithm
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_options_of_an_algorithm_make_it_again(name):
+    algorithm = new_algorithm(name)
+
+    assert isinstance(algorithm, Algorithm)
+    assert new_algorithm(name, ALGORITHMS[name].options()) == algorithm
+    assert ALGORITHMS[name].options() == vars(algorithm)
+
+
+def test_names_stand_for_presets_and_options_go_before_them():
+    assert new_algorithm("anil") == MAML(adapts="head")
+    assert new_algorithm("fomaml") == MAML(order=1)
+    assert new_algorithm("fomaml", {"order": 2, "inner_lr": 1}) == MAML(order=2, inner_lr=1)
+    assert new_algorithm("maml", {"adapt_steps": None}).adapt_steps is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        (
+            "protonets",
+            {},
+            "No algorithm 'protonets'. Did you mean 'protonet'? There are: protonet, maml, fomaml, anil, reptile.",
+        ),
+        ("xyz", {}, "No algorithm 'xyz'. There are: protonet, maml, fomaml, anil, reptile."),
+        (
+            "maml",
+            {"inner_step": 3},
+            "The algorithm 'maml' has no hyperparameter 'inner_step'. Did you mean 'inner_steps'? "
+            "It has: inner_lr, head_lr, inner_steps, adapt_steps, order, adapts.",
+        ),
+        (
+            "protonet",
+            {"inner_lr": 1.0},
+            "The algorithm 'protonet' has no hyperparameter 'inner_lr'. It has: metric, scale.",
+        ),
+        ("maml", {"inner_steps": "3"}, "algorithm.inner_steps is '3'. Expected int, such as 5."),
+        ("maml", {"inner_steps": 2.0}, "algorithm.inner_steps is 2.0. Expected int, such as 5."),
+        ("maml", {"inner_steps": True}, "algorithm.inner_steps is True. Expected int, such as 5."),
+        ("maml", {"inner_lr": "fast"}, "algorithm.inner_lr is 'fast'. Expected float or int, such as 0.01."),
+        ("maml", {"inner_lr": None}, "algorithm.inner_lr is None. Expected float or int, such as 0.01."),
+        ("maml", {"adapt_steps": 1.5}, "algorithm.adapt_steps is 1.5. Expected int or empty, such as None."),
+        ("anil", {"adapts": 1}, "algorithm.adapts is 1. Expected str, such as 'head'."),
+        ("maml", {"order": 3}, "algorithm.order is 3. Expected 1 (first order) or 2 (second order)."),
+        ("maml", {"inner_steps": -1}, "algorithm.inner_steps is -1. At least 0 is expected."),
+        ("maml", {"adapt_steps": -1}, "algorithm.adapt_steps is -1. At least 0 is expected."),
+        ("maml", {"inner_lr": -0.1}, "algorithm.inner_lr is -0.1. At least 0 is expected."),
+        ("maml", {"head_lr": float("nan")}, "algorithm.head_lr is nan. At least 0 is expected."),
+        ("reptile", {"adapt_steps": -2}, "algorithm.adapt_steps is -2. At least 0 is expected."),
+        (
+            "reptile",
+            {"inner_steps": 0},
+            "algorithm.inner_steps is 0. Reptile needs at least 1: without a step nothing is learned.",
+        ),
+        (
+            "reptile",
+            {"adapts": "head"},
+            "algorithm.adapts is 'head', and the moves of the classes cancel in the start that they share. "
+            "Reptile learns where the backbone moves: all, bias or top-K-layers.",
+        ),
+        (
+            "protonet",
+            {"metric": "cosin"},
+            "algorithm.metric is 'cosin'. Did you mean 'cosine'? Expected cosine, euclidean.",
+        ),
+        ("protonet", {"scale": 0}, "algorithm.scale is 0. A number above 0 is expected."),
+    ],
+)
+def test_wrong_names_and_values(name, options, sentence):
+    with pytest.raises(ConfigError) as error:
+        new_algorithm(name, options)
+
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("algorithm", [MAML(adapts="body"), Reptile(adapts="body"), MAML(adapts="re:attention")], ids=str)
+def test_a_selector_without_the_head_is_refused(algorithm):
+    with pytest.raises(ConfigError) as error:
+        algorithm.adapt(random_learner(), random_episode().support)
+
+    assert str(error.value) == (
+        f"algorithm.adapts is '{algorithm.adapts}', which leaves the head where all classes start alike: "
+        "no step tells them apart. A selector with the head is expected, such as all, head, bias or top-K-layers."
+    )
+
+
+def test_what_an_algorithm_needs_of_the_backbone():
+    assert MAML().twice_differentiable
+    assert MAML().moves_backbone
+    assert not MAML(order=1).twice_differentiable
+    assert not MAML(adapts="head").moves_backbone
+    assert not MAML(adapts="head").twice_differentiable
+    assert Reptile().moves_backbone
+    assert not Reptile().twice_differentiable
+    assert not ProtoNet().moves_backbone
