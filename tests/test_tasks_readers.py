@@ -12,8 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kshot.errors import DataError
-from kshot.files import atomic_folder
-from kshot.tasks import ReadOptions, Task, load_tasks
-from kshot.tasks import corpus as corpus_module
+from kshot.tasks import ReadOptions, SplitSpec, Task, load_tasks, split_tasks
+from kshot.tasks import ingest as ingest_module
 from kshot.tasks.readers import read_records
 
 ROWS = [
@@ -298,7 +296,7 @@ def test_several_sources_keep_unique_names(tmp_path: Path) -> None:
         write_jsonl(tmp_path / str(index) / "x" / f"{name}.jsonl", labelled(["a", "b"], prefix=str(index)))
         for index, name in enumerate(["t", "t", "t-2", "t"])
     ]
-    assert [task.name for task in load_tasks(paths)] == ["t", "t-2", "t-2-2", "t-3"]
+    assert [task.name for task in load_tasks(paths)] == ["x/t", "x/t-2", "t-2", "x/t-3"]
     assert "No tasks were named." in refusal(lambda: load_tasks([]), DataError)
 
 
@@ -412,7 +410,8 @@ def test_rows_without_text_or_label_are_reported_together(tmp_path: Path) -> Non
     assert "rows.jsonl, lines 2, 3, 4, 6, 8 and 2 more: no label in column 'label'." in sentence
     assert "rows.jsonl, lines 5, 11: no text in column 'text'." in sentence
     assert "rows.jsonl, line 12: the text in column 'text' is of type int, not a string." in sentence
-    assert sentence.endswith("Every row needs a text and a label. Mend or remove these rows.")
+    mend = "Mend or remove these rows, or pass over them with --skip-empty."
+    assert sentence.endswith(f"Every row needs a text and a label. {mend}")
 
 
 @pytest.mark.parametrize("label", [["a", "b"], {"name": "a"}])
@@ -589,20 +588,21 @@ def test_nothing_half_written_is_left_after_a_refusal(tmp_path: Path, monkeypatc
 def test_the_same_contents_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = labelled(["same", "contents"], prefix="read once ")
     first = load_one(write_jsonl(tmp_path / "one" / "rows.jsonl", rows)).corpus
-    monkeypatch.setattr(corpus_module, "_write", lambda *_: pytest.fail("the rows were read again"))
+    monkeypatch.setattr(ingest_module, "_write", lambda *_: pytest.fail("the rows were read again"))
     again = load_one(write_jsonl(tmp_path / "two" / "rows.jsonl", rows)).corpus
     assert again.fingerprint == first.fingerprint and again.folder == first.folder
     assert content(again.tasks()[0]) == content(first.tasks()[0])
 
 
 def test_a_corpus_that_another_process_finished_first_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def overtaken(folder: Path) -> Iterator[Path]:
-        with atomic_folder(folder) as temporary:
-            yield temporary
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    write = ingest_module._write
 
-    monkeypatch.setattr(corpus_module, "atomic_folder", overtaken)
+    def overtaken(folder: Path, *rest: Any) -> None:
+        write(folder, *rest)
+        monkeypatch.setattr(ingest_module, "_write", write)
+        load_one(path)  # the other process is quicker
+
+    monkeypatch.setattr(ingest_module, "_write", overtaken)
     path = write_jsonl(tmp_path / "rows.jsonl", labelled(["a", "b"], prefix="overtaken "))
     assert load_one(path).counts() == {"a": 4, "b": 4}
 
@@ -667,3 +667,26 @@ def test_duplicates_are_kept_and_told_by_their_hash(tmp_path: Path) -> None:
     task = load_one(write_jsonl(tmp_path / "rows.jsonl", rows))
     assert len(task) == 8 and content(task)["a"] == texts
     assert len(set(task.corpus.hashes.tolist())) == 2
+
+
+def test_rows_without_text_or_label_are_passed_over_on_request_and_counted(tmp_path: Path) -> None:
+    rows = [*labelled(["a", "b"]), {"text": " ", "label": "a"}, {"text": "no label"}]
+    path = write_jsonl(tmp_path / "gaps.jsonl", rows)
+    with pytest.raises(DataError, match="pass over them with --skip-empty"):
+        load_tasks(path)
+    task = load_tasks(path, ReadOptions(skip_empty=True))[0]
+    assert len(task) == len(labelled(["a", "b"]))
+    assert task.corpus.skipped == {"gaps.jsonl": 2}
+    broken = write_jsonl(tmp_path / "broken.jsonl", [*rows, {"text": 7, "label": "a"}])
+    with pytest.raises(DataError, match="not a string"):
+        load_tasks(broken, ReadOptions(skip_empty=True))
+
+
+@pytest.mark.parametrize("count", range(6, 12))
+def test_few_labels_are_split_with_two_in_every_part(tmp_path: Path, count: int) -> None:
+    tasks = load_tasks(write_jsonl(tmp_path / "few.jsonl", labelled([f"l{i}" for i in range(count)])))
+    suite = split_tasks(tasks, SplitSpec("class"))
+    sizes = [len(suite[split][0].labels) for split in ("train", "validation", "test")]
+    assert sum(sizes) == count
+    assert min(sizes) >= 2
+    assert sizes[0] == max(sizes)

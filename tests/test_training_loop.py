@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from kshot.models import Batch, EncodedEpisode, Learner
 from kshot.models.select import select
 from kshot.training import TrainingConfig, TrainingResult, meta_train
 from kshot.training.callbacks import Callback
+from kshot.training.checkpoint import LAST, load_checkpoint
 from kshot.training.interrupt import stop_requests
 from kshot.training.validation import episode_accuracies
 
@@ -113,10 +114,16 @@ def test_weight_decay_is_on_matrices_alone():
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
 
 
-def test_the_gradient_is_clipped_to_the_norm():
-    clipped, free = (train(ProtoNet(), steps=1, clip=clip) for clip in (1e-3, 0))
+@pytest.mark.parametrize("clip", [1e-3, 0.0, 1e3])
+def test_the_gradient_is_clipped_to_the_norm(clip, tmp_path):
+    episodes, _ = law_episodes()
+    result = meta_train(tiny_learner(), ProtoNet(), episodes, [], TrainingConfig(steps=1, clip=clip), tmp_path)
 
-    assert clipped.history[0]["gradient_norm"] == free.history[0]["gradient_norm"] > 1e-3  # what is told is the raw one
+    moments = load_checkpoint(tmp_path / LAST)[1]
+    told = result.history[0]["gradient_norm"]  # the raw one
+    norm = 10 * torch.stack([moment["exp_avg"].norm() for moment in moments.values()]).norm()  # AdamW keeps a tenth of it
+    assert float(norm) == pytest.approx(1e-3 if clip == 1e-3 else told, rel=1e-4)
+    assert told > 1e-3
 
 
 @pytest.mark.parametrize("selector", ["top-1-layers", "bias", "re:word_embeddings"])
@@ -251,6 +258,15 @@ def test_validation_adapts_and_scores_each_episode():
                 logits = algorithm.logits(learner, algorithm.adapt(learner, episode.support), episode.query)
             expected.append(float((logits.argmax(-1) == episode.query.labels).double().mean()))
         assert found == expected
+
+
+def test_validation_draws_no_dropout():
+    _, validation = law_episodes()
+    quiet = tiny_learner()
+    loud = replace(quiet, dropout=True)
+
+    for algorithm in (ProtoNet("euclidean"), MAML(inner_steps=2, order=1)):
+        assert episode_accuracies(loud, algorithm, validation) == episode_accuracies(quiet, algorithm, validation)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: Sequence[float]) -> None:

@@ -163,7 +163,7 @@ def tiny_learner() -> Learner:
 def law_episodes() -> tuple[EpisodeSampler, list[Episode]]:
     """Training episodes of six labels of the bundled tasks, and four validation episodes of the other three."""
     (task,) = load_tasks("bundled:en/law")
-    spec = EpisodeSpec(ways=3, shots=2, queries=2)
+    spec = EpisodeSpec(ways=3, shots=1, queries=2)
     train, validation = (task.with_labels(set(labels)) for labels in (task.labels[:6], task.labels[6:]))
     return EpisodeSampler([train], spec, seed=1), EpisodeSampler([validation], spec, seed=2)[:4]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from kshot.deploy import adapt
 from kshot.errors import ConfigError, Interrupted, RunError
 from kshot.evaluation import EvaluationConfig
 from kshot.evaluation import evaluate as evaluate_run
-from kshot.files import disk_errors
+from kshot.files import disk_errors, require_writable
 from kshot.meta import ALGORITHMS
 from kshot.models import load_backbone, new_learner
 from kshot.models.precision import choose_matmul_route
@@ -95,7 +95,7 @@ def train(
     config = replace_config(config or Config(), _dotted(options))
     out = Path(out)
     name, hyperparameters, algorithm = config.new_algorithm()
-    _require_device(config.device)
+    require_device(config.device)
     _require_free(out, resume, overwrite)
     shape = config.episodes.spec(name, suite.train)
     episodes = EpisodeSampler(suite.train, shape, config.training.seed)
@@ -113,8 +113,6 @@ def train(
     if algorithm.twice_differentiable:
         tell("Attention: the plain form, since this algorithm differentiates twice and the fused one cannot.")
     tell(f"{name}: {shape}; {outer.tasks_per_step} episode(s) a step, {outer.steps} steps")
-    if overwrite and out.exists():
-        shutil.rmtree(out)
     identity = {
         "algorithm": {"name": name, **hyperparameters},
         "backbone": asdict(config.backbone),
@@ -123,11 +121,12 @@ def train(
         "tasks": {split: _digest(suite[split]) for split in ("train", "validation")},
     }
     begin = time.perf_counter()
-    try:
-        result = meta_train(learner, algorithm, episodes, validation, outer, out, callbacks, resume, identity)
-    finally:
-        if not (out / LAST).exists():  # nothing to go on from: leave no half-made folder in the way
-            shutil.rmtree(out, ignore_errors=True)
+    with _replaced(out) if overwrite and out.exists() else nullcontext():
+        try:
+            result = meta_train(learner, algorithm, episodes, validation, outer, out, callbacks, resume, identity)
+        finally:
+            if not (out / LAST).exists():  # nothing to go on from: leave no half-made folder in the way
+                shutil.rmtree(out, ignore_errors=True)
     if result.interrupted:
         raise Interrupted(
             f"Stopped after step {len(result.history)} of {outer.steps}. The checkpoint is in '{out}': "
@@ -177,7 +176,9 @@ def _validation(suite: TaskSuite, config: Config) -> list[Any]:
         return []
     most = max(len(task.labels) for task in suite.validation)
     ways = config.validation.ways
-    shape: EpisodeSpec = replace(config.validation, ways=min(ways, most)) if isinstance(ways, int) else config.validation
+    shape: EpisodeSpec = (
+        replace(config.validation, ways=max(2, min(ways, most))) if isinstance(ways, int) else config.validation
+    )
     sampler = EpisodeSampler(suite.validation, shape, _VALIDATION_SEED)
     return [sampler[index] for index in range(config.training.validation_episodes)]
 
@@ -192,7 +193,12 @@ def _size(tasks: Sequence[Task]) -> str:
     return f"{len(tasks)} task(s), {sum(len(t.labels) for t in tasks)} labels, {sum(len(t) for t in tasks):,} texts"
 
 
-def _require_device(device: str) -> None:
+def require_device(device: str) -> None:
+    """Refuse a device that PyTorch cannot use here.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -204,6 +210,7 @@ def _require_free(out: Path, resume: bool, overwrite: bool) -> None:
     """Refuse an output folder that is in the way, that holds something else than a run, or that cannot be written."""
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other.")
+    require_writable(out)
     if out.is_file():
         raise RunError(f"The output '{out}' is a file.", "A folder's name is expected.")
     if resume:
@@ -222,9 +229,22 @@ def _require_free(out: Path, resume: bool, overwrite: bool) -> None:
             )
         if not ((out / CARD).exists() or (out / LAST).exists()):
             raise RunError(f"The folder '{out}' is not a run of kshot, so --overwrite leaves it alone.", mend="Choose another.")
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    with disk_errors(out), tempfile.TemporaryFile(dir=existing):
-        pass
+
+
+@contextmanager
+def _replaced(out: Path) -> Iterator[None]:
+    """Set a run aside while another is made in its place; it comes back where nothing was made."""
+    old = out.with_name(f".{out.name}.old")
+    with disk_errors(out):
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+    try:
+        yield
+    finally:
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(out)
 
 
 def _public(config: Config) -> dict[str, Any]:
@@ -248,4 +268,6 @@ def evaluate(
     """
     choose_matmul_route()
     loaded = run if isinstance(run, Run) else load_run(run)
-    return evaluate_run(loaded, suite, replace(config or EvaluationConfig(), **options), tell)
+    whole = Config(evaluation=config or EvaluationConfig())
+    chosen = replace_config(whole, {f"evaluation.{name}": value for name, value in options.items()}).evaluation
+    return evaluate_run(loaded, suite, chosen, tell)

@@ -6,10 +6,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -51,6 +50,7 @@ _EVALUATE = {
     "device": ("--device", "cpu or cuda."),
 }
 _LISTS = {"evaluation.shots", "evaluation.baselines", "split.ratios"}
+_TEXTS_AT_ONCE, _BYTES_AT_ONCE = 32, 1 << 16
 
 
 class _Group(click.Group):
@@ -93,8 +93,15 @@ def _source(command: _F) -> _F:
     )(command)
     command = click.option("--config", "config_file", type=click.Path(), help="A YAML file; see recipes/.")(command)
     command = _keys(_DATA)(command)
-    command = click.option("--mixed-labels", is_flag=True, help="Accept numbers and words side by side as labels.")(command)
+    command = _tolerance(command)
     return click.option("--tasks", multiple=True, help="A file, a folder, hub:NAME or bundled:en; may be repeated.")(command)
+
+
+def _tolerance(command: _F) -> _F:
+    """Add the flags that accept what is refused by default."""
+    empty = click.option("--skip-empty", is_flag=True, help="Pass over rows without a text or a label.")
+    mixed = click.option("--mixed-labels", is_flag=True, help="Accept numbers and words side by side as labels.")
+    return empty(mixed(command))
 
 
 def _config(options: dict[str, Any]) -> Any:
@@ -103,8 +110,9 @@ def _config(options: dict[str, Any]) -> Any:
     overrides: dict[str, Any] = {}
     if options.get("tasks"):
         overrides["tasks"] = list(options["tasks"])
-    if options.get("mixed_labels"):
-        overrides["read.mixed_labels"] = True
+    for flag in ("mixed_labels", "skip_empty"):
+        if options.get(flag):
+            overrides[f"read.{flag}"] = True
     for name, value in options.items():
         key = name.replace("__", ".")
         if value is not None and key in {**_DATA, **_TRAIN, **_EVALUATE}:
@@ -134,7 +142,7 @@ def data() -> None:
 @data.command(epilog="Example: kshot data check tickets.csv --split class")
 @click.argument("sources", nargs=-1, required=True)
 @_keys(_DATA)
-@click.option("--mixed-labels", is_flag=True, help="Accept numbers and words side by side as labels.")
+@_tolerance
 def check(sources: tuple[str, ...], **options: Any) -> None:
     """Print what kshot understands of SOURCES: tasks, labels, counts, lengths, language, duplicates, conflicts, splits."""
     from kshot.show import print_check
@@ -184,6 +192,7 @@ def evaluate(run: Path, out: Path | None, overwrite: bool, **options: Any) -> No
 
     out = out or run.with_name(f"{run.name}-report")
     _require_new(out, overwrite)
+    api.require_device(config.device)
     loaded = load_run(run, config.device)
     report = api.evaluate(loaded, api.open_suite(config), config.evaluation, _tell)
     page = write_report(report, out)
@@ -193,7 +202,9 @@ def evaluate(run: Path, out: Path | None, overwrite: bool, **options: Any) -> No
 
 def _require_new(folder: Path, overwrite: bool) -> None:
     from kshot.errors import RunError
+    from kshot.files import require_writable
 
+    require_writable(folder)
     if folder.exists() and not overwrite:
         raise RunError(f"The folder '{folder}' exists.", mend="Choose another with --out, or add --overwrite.")
 
@@ -205,12 +216,13 @@ def _require_new(folder: Path, overwrite: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace the task that is there.")
 @click.option("--text-column", "read__text_column", default=None, help=_DATA["read.text_column"][1])
 @click.option("--label-column", "read__label_column", default=None, help=_DATA["read.label_column"][1])
-@click.option("--mixed-labels", is_flag=True, help="Accept numbers and words side by side as labels.")
+@_tolerance
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 def adapt(run: Path, examples: str, out: Path | None, overwrite: bool, device: str, **options: Any) -> None:
     """Adapt RUN to a new task from a few labelled EXAMPLES (JSONL, CSV, ...)."""
     import time
 
+    from kshot.api import require_device
     from kshot.deploy import adapt as adapt_run
     from kshot.tasks import load_tasks
     from kshot.tasks.readers import data_stem
@@ -223,6 +235,7 @@ def adapt(run: Path, examples: str, out: Path | None, overwrite: bool, device: s
     if len(tasks) != 1:
         raise DataError(f"'{examples}' holds {len(tasks)} tasks.", "To adapt, name the examples of one.")
     pairs = [(text, name) for i, name in enumerate(tasks[0].labels) for text in tasks[0].corpus.texts(tasks[0].rows(i))]
+    require_device(device)
     loaded = load_run(run, device)
     begin = time.perf_counter()
     adapted = adapt_run(loaded, [text for text, _ in pairs], [label for _, label in pairs])
@@ -240,40 +253,56 @@ def adapt(run: Path, examples: str, out: Path | None, overwrite: bool, device: s
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 def predict(task: Path, texts: str, run_folder: Path | None, text_column: str | None, nearest: int, device: str) -> None:
     """Label TEXTS (a file with a text or a JSON object a line; standard input by default), as a stream of JSON Lines."""
+    from kshot.api import require_device
     from kshot.deploy import load_adapted
     from kshot.training import load_run
 
+    require_device(device)
     if texts != "-" and not Path(texts).is_file():
         raise DataError(f"No such file: '{texts}'.", mend="Name a file with a text a line, or - for standard input.")
     adapted = load_adapted(task, None if run_folder is None else load_run(run_folder, device), device)
-    opened = nullcontext(sys.stdin) if texts == "-" else open(texts, encoding="utf-8-sig")
-    with opened as stream:
-        numbered = _input_texts(stream, "standard input" if texts == "-" else texts, text_column)
-        size = 1 if texts == "-" and stream.isatty() else 32
-        while chunk := list(islice(numbered, size)):
+    name = "standard input" if texts == "-" else texts
+    for lines in _arriving_lines(texts, name):
+        given = (text for number, line in lines if (text := _input_text(name, number, line, text_column)))
+        while chunk := list(islice(given, _TEXTS_AT_ONCE)):
             for text, prediction in zip(chunk, adapted.predict(chunk, nearest), strict=True):
                 click.echo(json.dumps({"text": text, **prediction.to_json()}, ensure_ascii=False))
 
 
-def _input_texts(stream: TextIO, name: str, column: str | None) -> Iterator[str]:
-    """Yield texts: a line as it is, or the text field of a JSON object."""
+def _arriving_lines(source: str, name: str) -> Iterator[list[tuple[int, bytes]]]:
+    """Yield the numbered lines that have come so far, so that one who writes a line and waits is answered."""
+    from kshot.tasks.readers import readable
+
+    number, rest = 1, b""
+    with readable(Path(name)), click.open_file(source, "rb") as opened:
+        stream: Any = opened
+        while data := stream.read1(_BYTES_AT_ONCE):
+            *lines, rest = (rest + data).split(b"\n")
+            yield list(enumerate(lines, number))
+            number += len(lines)
+    yield [(number, rest)]
+
+
+def _input_text(name: str, number: int, line: bytes, column: str | None) -> str:
+    """Return the text of a line: the line as it is, or a field of a JSON object; nothing for a blank line."""
     from kshot.tasks.columns import find_columns
 
+    where = f"{name}, line {number}"
     try:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            if not line.lstrip().startswith("{"):
-                yield line.strip()
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{name}, line {number}: begins like JSON and is not valid JSON ({error}).") from error
-            found = find_columns(f"{name}, line {number}", [record], column, label_required=False)
-            yield str(record[found.text])
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 ({error.reason}).", mend="Convert it to UTF-8 first.") from error
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        if not text.startswith("{"):
+            return text
+        record = json.loads(text)
+        found = find_columns(where, [record], column, label_required=False)
+        text = record[found.text]
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: the field '{found.text}' is {text!r}.", "A text is expected.")
+        text.encode()
+    except UnicodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error}).", mend="Convert it to UTF-8 first.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: begins like JSON and is not valid JSON ({error}).") from error
+    return text
 
 
 @cli.command(epilog="Example: kshot report runs/banking-report")
@@ -316,15 +345,9 @@ def main() -> None:
     except KshotError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    except Interrupted as stopped:
-        click.echo(str(stopped), err=True)
+    except (KeyboardInterrupt, click.Abort) as stopped:  # click raises Abort from what it caught
+        click.echo(str(stopped.__cause__) if isinstance(stopped.__cause__, Interrupted) else "Stopped.", err=True)
         sys.exit(130)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Stopped.", err=True)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `kshot predict ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class EpisodeOptions:
     def spec(self, algorithm: str, tasks: Sequence[Task]) -> EpisodeSpec:
         """Return the episodes' shape for an algorithm and the tasks that it trains on."""
         most = max((len(task.labels) for task in tasks), default=2)
-        ways = min(ALGORITHMS[algorithm].ways, most) if self.ways is None else self.ways
+        ways = max(2, min(ALGORITHMS[algorithm].ways, most)) if self.ways is None else self.ways
         return EpisodeSpec(ways, self.shots, self.queries, self.imbalance)
 
 
@@ -72,6 +72,8 @@ class Config:
         """Return the algorithm's name, its hyperparameters, and the algorithm."""
         options = dict(self.algorithm)
         name = options.pop("name", "protonet")
+        if not isinstance(name, str):
+            raise ConfigError(f"algorithm.name is {name!r}.", f"Expected one of {listing(ALGORITHMS)}.")
         return name, options, new_algorithm(name, options)
 
     def plain(self) -> dict[str, Any]:
@@ -124,9 +126,14 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: plain YAML 1.1 takes ``1e-4`` for a word."""
+    """YAML as people mean it: plain YAML 1.1 takes ``1e-4`` for a word, and ``off`` for false."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 

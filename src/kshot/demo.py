@@ -18,6 +18,7 @@ from kshot.show import print_report
 from kshot.training.callbacks import ProgressDisplay
 
 _SHOTS = 5
+_MADE = {"run", "report", "task", "demo.json"}
 
 
 def run_demo(out: Path, overwrite: bool, backbone: str, steps: int, episodes: int, tell: Callable[[str], None]) -> None:
@@ -29,7 +30,7 @@ def run_demo(out: Path, overwrite: bool, backbone: str, steps: int, episodes: in
     if out.exists():
         if not overwrite:
             raise RunError(f"The folder '{out}' exists.", mend="Choose another with --out, or add --overwrite.")
-        if any(out.iterdir()) and not (out / "run").exists():
+        if not out.is_dir() or not {entry.name for entry in out.iterdir()} <= _MADE:
             raise RunError(f"The folder '{out}' is not of a demonstration, so --overwrite leaves it alone.")
         shutil.rmtree(out)
     begin = time.perf_counter()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kshot.errors import RunError
+from kshot.errors import KshotError, RunError
 
 _REASONS = {
     errno.ENOSPC: ("there is no space left on the disk", "Free some space or choose another folder."),
@@ -20,7 +20,11 @@ _REASONS = {
     errno.EACCES: ("permission is denied", "Choose a folder that you may write to."),
     errno.EPERM: ("the operation is not permitted", "Choose a folder that you may write to."),
     errno.EROFS: ("the file system is read-only", "Choose a folder that you may write to."),
+    errno.EFBIG: ("the file would be larger than is allowed", "Choose another folder."),
+    errno.ENOENT: ("nothing can be made there", "Choose another path."),
     errno.ENOTDIR: ("a part of that path is a file, not a folder", "Choose another path."),
+    errno.EEXIST: ("a part of that path is a file, not a folder", "Choose another path."),
+    errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter one."),
     errno.EISDIR: ("that path is a folder", "Name a file."),
 }
 
@@ -33,7 +37,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except Exception as error:
         # safetensors and Arrow raise types of their own, with the system's words inside
         number = getattr(error, "errno", None) or next((n for n in _REASONS if os.strerror(n) in str(error)), None)
-        if number not in _REASONS or isinstance(error, RunError):
+        if number not in _REASONS or isinstance(error, KshotError):
             raise
         reason, mend = _REASONS[number]
         raise RunError(f"Cannot write to '{path}': {reason}.", mend=mend) from error
@@ -56,21 +60,47 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success it replaces ``path``, otherwise it is removed."""
+def atomic_folder(path: Path, keep_existing: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; on success it replaces ``path``, otherwise it is removed.
+
+    Args:
+        keep_existing: leave a folder that stands at ``path`` by then as it is: of a cache, where another process with the
+            same contents may have been quicker.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             yield temporary
             temporary.chmod(0o755)
+            if keep_existing and path.exists():
+                return
             old = temporary.with_name(temporary.name + ".old")
             if path.exists():
                 os.replace(path, old)
-            os.replace(temporary, path)
+            _rename(temporary, path, keep_existing)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(temporary: Path, path: Path, keep_existing: bool) -> None:
+    try:
+        os.replace(temporary, path)
+    except OSError as error:
+        if not (keep_existing and error.errno in (errno.ENOTEMPTY, errno.EEXIST)):
+            raise
+
+
+def require_writable(path: Path) -> None:
+    """Find out before long work whether something can be written at ``path``, where nothing need exist yet.
+
+    Raises:
+        RunError: the nearest existing folder takes no file.
+    """
+    with disk_errors(path):
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        tempfile.TemporaryFile(dir=existing).close()
 
 
 def write_json(path: Path, value: Any) -> None:

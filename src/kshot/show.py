@@ -35,6 +35,8 @@ def print_check(config: Config) -> None:
         for file, columns in list(corpus.columns.items())[:5]:
             named = ", ".join(f"{role} '{name}'" for role, name in columns.items() if name)
             console.print(f"{escape(file)}: {escape(named)}" + ("" if columns["label"] else ", label from the file's name"))
+        for file, count in corpus.skipped.items():
+            console.print(f"{escape(file)}: {count} row(s) without a text or a label were passed over", style="yellow")
     table = Table(
         "task", "labels", "examples", "a label (min-max)", "characters (min/median/max)", "language", "duplicates", "conflicts"
     )
@@ -116,7 +118,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     for pair in report["paired"]:
         sign = "+" if pair["difference"] >= 0 else ""
         console.print(
-            f"{pair['shots']}-shot, against {escape(pair['baseline'])}: {sign}{_percent(pair['difference'], pair['ci95'])} points "
+            f"{pair['shots']}-shot, vs {escape(pair['baseline'])}: {sign}{_percent(pair['difference'], pair['ci95'])} points "
             f"({pair['episodes']} paired episodes)"
         )
     for warning in report["warnings"]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -141,6 +142,8 @@ class AdaptedTask:
         folder = Path(folder)
         if folder.exists() and not overwrite:
             raise RunError(f"The folder '{folder}' exists.", mend="Choose another, or add --overwrite.")
+        if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not (folder / CARD).is_file()):
+            raise RunError(f"'{folder}' is not an adapted task, so --overwrite leaves it alone.", mend="Choose another.")
         origin = None if self.run.folder is None else os.path.relpath(self.run.folder.resolve(), folder.resolve())
         card = {
             "schema": ADAPTED_SCHEMA,
@@ -200,7 +203,12 @@ def load_adapted(folder: str | Path, run: Run | None = None, device: str = "cpu"
     folder = Path(folder)
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        schema, origin, labels = int(card["schema"]), card["run"], tuple(card["labels"])
+        schema, origin, labels = int(card["schema"]), card["run"]["path"], tuple(card["labels"])
+        fingerprint = card["run"]["fingerprint"]
+        support = Examples(
+            tuple(example["text"] for example in card["support"]),
+            tuple(labels.index(example["label"]) for example in card["support"]),
+        )
     except FileNotFoundError as error:
         raise RunError(
             f"'{folder}' is not an adapted task: it has no {CARD}.", "A folder that 'kshot adapt' wrote is expected."
@@ -209,24 +217,25 @@ def load_adapted(folder: str | Path, run: Run | None = None, device: str = "cpu"
         raise RunError(f"'{folder / CARD}' is damaged: {error}.") from error
     if schema > ADAPTED_SCHEMA:
         raise RunError(f"The adapted task '{folder}' has schema {schema}.", mend="Upgrade kshot: pip install -U kshot")
-    run = run or _run_of(folder, origin["path"], device)
-    if run.fingerprint != origin["fingerprint"]:
+    run = run or _run_of(folder, origin, device)
+    if run.fingerprint != fingerprint:
         raise RunError(
             f"The run '{run.folder}' is not the one that '{folder}' was adapted from.",
             mend="Name the right one with --run, or adapt again.",
         )
-    tensors = load_file(folder / _TENSORS, device=device)
-    vectors = tensors.pop(_VECTORS)
-    support = Examples(
-        tuple(example["text"] for example in card["support"]),
-        tuple(labels.index(example["label"]) for example in card["support"]),
-    )
+    try:
+        tensors = load_file(folder / _TENSORS, device=device)
+        vectors = tensors.pop(_VECTORS)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise RunError(f"'{folder / _TENSORS}' is damaged: {error}.", mend="Copy the task whole, or adapt again.") from error
     return AdaptedTask(run, labels, support, tensors, vectors)
 
 
 def _run_of(folder: Path, origin: str | None, device: str) -> Run:
-    path = None if origin is None else Path(os.path.normpath(folder.resolve() / origin))
-    if path is None or not path.is_dir():
+    if origin is None:
+        raise RunError(f"'{folder}' was adapted from a run that was not saved.", mend="Name a run with --run FOLDER.")
+    path = Path(os.path.normpath(folder.resolve() / origin))
+    if not path.is_dir():
         raise RunError(
             f"The run that '{folder}' was adapted from is not at '{path}'.", mend="Say where it is now: --run FOLDER"
         )

@@ -12,6 +12,7 @@ from kshot.errors import ConfigError, MissingExtraError, listing, nearest
 from kshot.evaluation.methods import Labels, Method, Predict, as_labels
 from kshot.meta import ProtoNet
 from kshot.models import Batch, Learner
+from kshot.models.backbones import locate
 from kshot.tasks import Episode
 
 _SCALE = 20.0  # of unit-length text vectors before a linear head
@@ -140,7 +141,7 @@ class SetFit(Method):
         from sklearn.linear_model import LogisticRegression as Regression
 
         spec = self._pretrained.backbone.spec
-        body = Transformer(spec.name, max_seq_length=spec.max_length)
+        body = Transformer(locate(spec.name), max_seq_length=spec.max_length)
         encoder = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), spec.pooling)])
         model: Any = SetFitModel(model_body=encoder, model_head=Regression())
         examples = Dataset.from_dict({"text": list(episode.support.texts), "label": list(episode.support.labels)})

@@ -57,6 +57,11 @@ class EvaluationConfig:
             raise ConfigError("evaluation.shots is empty.", "At least one number of shots is expected, such as 1,5.")
         if self.episodes < 2:
             raise ConfigError(f"evaluation.episodes is {self.episodes}.", "At least 2 are needed for an interval.")
+        if self.slow_episodes < 0:
+            raise ConfigError(f"evaluation.slow_episodes is {self.slow_episodes}.", "At least 0 is expected.")
+        for name, values in (("shots", self.shots), ("baselines", self.baselines)):
+            if len(set(values)) < len(values):
+                raise ConfigError(f"evaluation.{name} names something twice: {listing(map(str, values))}.")
 
 
 @dataclass

@@ -36,7 +36,7 @@ def token_store(corpus: Corpus, backbone: Backbone) -> TokenStore:
     """Open the corpus's token ids, tokenising it first where that was not done before."""
     folder = cache_folder() / "tokens" / f"{corpus.fingerprint[:32]}-{tokenizer_fingerprint(backbone)}"
     if not (folder / "offsets.npy").exists():
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder, keep_existing=True) as temporary:
             _write(temporary, corpus, backbone)
     return TokenStore(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 
 from kshot.errors import DataError, listing, nearest
 from kshot.tasks.columns import LABEL_NAMES, peek
-from kshot.tasks.corpus import ReadOptions, SourceFile, build_corpus
+from kshot.tasks.ingest import ReadOptions, SourceFile, build_corpus
 from kshot.tasks.readers import (
     READERS,
     Records,
@@ -61,10 +62,7 @@ def load_tasks(sources: str | Path | Sequence[str | Path], options: ReadOptions 
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not listed:
         raise DataError("No tasks were named.", mend="Name at least one: --tasks PATH")
-    tasks: list[Task] = []
-    for source in listed:
-        tasks += _load(str(source), options)
-    return _unique_names(tasks)
+    return _unique_names([(str(source), task) for source in listed for task in _load(str(source), options)])
 
 
 def _load(source: str, options: ReadOptions) -> list[Task]:
@@ -192,13 +190,19 @@ def _load_hub(name: str, options: ReadOptions) -> list[Task]:
     return build_corpus(short, files, options).tasks()
 
 
-def _unique_names(tasks: list[Task]) -> list[Task]:
-    """Number the names that occur more than once (two folders that are both called ``data``, for instance)."""
+def _unique_names(loaded: list[tuple[str, Task]]) -> list[Task]:
+    """Name tasks that are called alike after their sources (``en/finance``, ``zh/finance``), and number what is left."""
+    often = Counter(task.name for _, task in loaded)
     taken: set[str] = set()
     unique = []
-    for task in tasks:
-        names = (task.name if number == 1 else f"{task.name}-{number}" for number in count(1))
-        name = next(name for name in names if name not in taken)
-        taken.add(name)
+    for source, task in loaded:
+        name = task.name if often[task.name] == 1 else f"{_source_name(source)}/{task.name}"
+        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        taken.add(name := next(candidate for candidate in names if candidate not in taken))
         unique.append(replace(task, name=name))
     return unique
+
+
+def _source_name(source: str) -> str:
+    path = Path(source.removeprefix(BUNDLED).removeprefix(HUB)).resolve()
+    return path.parent.name if path.is_file() else path.name

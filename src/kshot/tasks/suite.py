@@ -112,11 +112,25 @@ def _shares(count: int, ratios: Sequence[float]) -> tuple[int, int]:
     return round(count * ratios[0] / total), round(count * (ratios[0] + ratios[1]) / total)
 
 
+def _class_cuts(count: int, ratios: Sequence[float]) -> tuple[int, int]:
+    """Return the cuts with at least two things in every part that has a share, as far as there are enough."""
+    needed = [2 if ratio > 0 else 0 for ratio in ratios]
+    if count < sum(needed):
+        return _shares(count, ratios)
+    rest = count - sum(needed)
+    first, second = _shares(count, ratios)
+    sizes = [first, second - first, count - second]
+    spare = [max(0, size - need) for size, need in zip(sizes, needed, strict=True)]
+    first_spare = min(spare[0], rest)
+    second_spare = min(spare[1], rest - first_spare)
+    return needed[0] + first_spare, needed[0] + first_spare + needed[1] + second_spare
+
+
 def _by_class(tasks: Sequence[Task], spec: SplitSpec) -> _Parts:
     parts: tuple[list[Task], list[Task], list[Task]] = ([], [], [])
     for task in tasks:
         names = [task.labels[i] for i in np.random.default_rng([spec.seed, len(task.labels)]).permutation(len(task.labels))]
-        first, second = _shares(len(names), spec.ratios)
+        first, second = _class_cuts(len(names), spec.ratios)
         chosen = [set(names[:first]), set(names[first:second]), set(names[second:])]
         for part, labels, ratio in zip(parts, chosen, spec.ratios, strict=True):
             if ratio > 0 and len(labels) < 2:
