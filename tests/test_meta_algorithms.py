@@ -114,6 +114,20 @@ def adapting_mutates_nothing(row: Row) -> None:
     assert torch.equal(batch.input_ids, episode.support.input_ids)
 
 
+def frozen_parameters_are_adapted_and_take_no_gradient(row: Row) -> None:
+    """Where the outer loop trains a part alone, the rest moves in the inner loop all the same."""
+    learner, episode = random_learner(), random_episode()
+    whole = gradient_of(row.algorithm.meta_loss(learner, [episode])[0], learner.params)
+    part = {name for name in learner.params if "layer.1." in name}
+    params = {name: value.detach().clone().requires_grad_(name in part) for name, value in learner.params.items()}
+
+    loss, _ = row.algorithm.meta_loss(learner.with_params(params), [episode])
+    found = gradient_of(loss, {name: params[name] for name in part})
+
+    assert {name for name, value in params.items() if value.requires_grad} == part
+    assert relative(found, {name: whole[name] for name in part}) < 1e-12
+
+
 def adapting_without_gradients_is_the_same(row: Row) -> None:
     learner, episode = random_learner(), random_episode()
 
@@ -263,6 +277,7 @@ def it_is_a_value_that_holds_no_tensor(row: Row) -> None:
 PROPERTIES = [
     meta_gradient_is_the_derivative_of_the_objective,
     adapting_mutates_nothing,
+    frozen_parameters_are_adapted_and_take_no_gradient,
     adapting_without_gradients_is_the_same,
     only_what_moves_is_returned,
     the_order_of_the_examples_does_not_matter,

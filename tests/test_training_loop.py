@@ -193,6 +193,20 @@ def test_seeds_draw_dropout():
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_each_step_draws_dropout_of_its_own():
+    drawn = []
+
+    @dataclass(frozen=True)
+    class Spy(ProtoNet):
+        def meta_loss(self, learner, episodes):
+            drawn.append(torch.rand(1).item())
+            return super().meta_loss(learner, episodes)
+
+    train(Spy(), steps=3, dropout="on")
+
+    assert len(set(drawn)) == len(drawn) == 6
+
+
 # --- the rate ---------------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +301,14 @@ def test_training_stops_early_and_returns_the_best_parameters(monkeypatch):
     assert (result.best.value, result.best.count, result.best_step) == (pytest.approx(0.6), 4, 2)
     assert not result.interrupted
     assert same_bits(result.learner.params, two_steps.learner.params)
+
+
+def test_patience_counts_validations_and_not_steps(monkeypatch):
+    scripted(monkeypatch, [0.5, 0.4, 0.4, 0.9])
+
+    result = train(validate=True, steps=8, validate_every=2, patience=2)
+
+    assert (len(result.history), result.best_step) == (6, 2)
 
 
 def test_without_patience_training_goes_to_its_end(monkeypatch):

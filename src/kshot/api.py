@@ -115,7 +115,7 @@ def train(
     tell(f"{name}: {shape}; {outer.tasks_per_step} episode(s) a step, {outer.steps} steps")
     identity = {
         "algorithm": {"name": name, **hyperparameters},
-        "backbone": asdict(config.backbone),
+        "backbone": public_config(config)["backbone"],
         "episodes": asdict(shape),
         "validation": asdict(config.validation),
         "tasks": {split: _digest(suite[split]) for split in ("train", "validation")},
@@ -133,7 +133,7 @@ def train(
             "repeat the command with --resume to go on."
         )
     card = {
-        "config": _public(config),
+        "config": public_config(config),
         "episodes": asdict(shape),
         "data": [
             {"task": task.name, "split": split, "labels": len(task.labels), "examples": len(task), "fingerprint": fingerprint}
@@ -211,8 +211,8 @@ def _require_free(out: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other.")
     require_writable(out)
-    if out.is_file():
-        raise RunError(f"The output '{out}' is a file.", "A folder's name is expected.")
+    if overwrite and out.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise RunError(f"The folder '{out}' is where you are, so --overwrite leaves it alone.", mend="Choose another.")
     if resume:
         if (out / CARD).exists():
             raise RunError(f"The run '{out}' is finished: there is nothing to resume.")
@@ -247,7 +247,7 @@ def _replaced(out: Path) -> Iterator[None]:
             old.rename(out)
 
 
-def _public(config: Config) -> dict[str, Any]:
+def public_config(config: Config) -> dict[str, Any]:
     """Return the configuration without where anything lies on this machine."""
     plain = config.plain()
     del plain["tasks"]

@@ -168,7 +168,7 @@ def train(out: Path, resume: bool, overwrite: bool, tensorboard: bool, project: 
     if tensorboard:
         callbacks.append(TensorBoardLogger(out / "tensorboard"))
     if project is not None:
-        callbacks.append(WandbLogger(project, out / "wandb", config.plain()))
+        callbacks.append(WandbLogger(project, out / "wandb", api.public_config(config)))
     suite = api.open_suite(config)
     run = api.train(suite, out, config, resume=resume, overwrite=overwrite, callbacks=callbacks, tell=_tell)
     from kshot.show import print_run

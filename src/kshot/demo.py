@@ -13,7 +13,7 @@ from kshot.config import load_config
 from kshot.deploy import adapt
 from kshot.errors import RunError
 from kshot.evaluation.report import write_report
-from kshot.files import write_json
+from kshot.files import require_writable, write_json
 from kshot.show import print_report
 from kshot.training.callbacks import ProgressDisplay
 
@@ -27,6 +27,7 @@ def run_demo(out: Path, overwrite: bool, backbone: str, steps: int, episodes: in
     Raises:
         RunError: the folder exists and is not to be replaced.
     """
+    require_writable(out)
     if out.exists():
         if not overwrite:
             raise RunError(f"The folder '{out}' exists.", mend="Choose another with --out, or add --overwrite.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Adapt the run to texts ``X`` (n,) and labels ``y`` (n,).
 
         Raises:
-            DataError: (a `ValueError`) ``X`` is not a sequence of strings, ``y`` has one label only, or their lengths differ.
+            DataError: (a `ValueError`) ``X`` is not a sequence of strings, ``y`` has one label only or holds what is no
+                label, or their lengths differ.
         """
         texts, labels = _texts(X), np.asarray(y)
         if labels.ndim != 1 or len(labels) != len(texts):
             raise DataError(f"X has {len(texts)} texts and y the shape {labels.shape}.", f"Expected shape ({len(texts)},).")
         if self.run is None:
             raise DataError("FewShotClassifier has no run.", mend="Name one: FewShotClassifier(run='runs/name')")
-        self.classes_, index = np.unique(labels, return_inverse=True)
+        _require_labels(labels)
+        classes, index = np.unique(labels, return_inverse=True)
         run = self.run if isinstance(self.run, Run) else load_run(self.run, self.device)
         self.task_: AdaptedTask = adapt(run, texts, [str(i) for i in index])
+        self.classes_ = classes
         return self
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
@@ -84,3 +88,11 @@ def _texts(X: Any) -> Sequence[str]:
     if wrong is not None or any(item is None for item in texts):
         raise DataError(f"X holds a {type(wrong).__name__}.", "Expected strings.")
     return [str(text) for text in texts]
+
+
+def _require_labels(y: npt.NDArray[Any]) -> None:
+    """Refuse what scikit-learn calls a continuous target, and missing labels."""
+    if y.dtype.kind == "f" and (wrong := y[y != np.floor(y)]).size:
+        raise DataError(f"y is continuous: it holds {wrong[0]}.", "Labels are expected: strings, or whole numbers.")
+    if any(label is None or (isinstance(label, float) and math.isnan(label)) for label in y):
+        raise DataError("y holds a missing label.", "Expected a label for each text.")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -145,8 +148,10 @@ class SetFit(Method):
         encoder = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), spec.pooling)])
         model: Any = SetFitModel(model_body=encoder, model_head=Regression())
         examples = Dataset.from_dict({"text": list(episode.support.texts), "label": list(episode.support.labels)})
-        arguments = TrainingArguments(batch_size=16, num_epochs=1, show_progress_bar=False, report_to="none")
-        Trainer(model=model, args=arguments, train_dataset=examples).train()
+        # it prints its losses, and would leave checkpoints in the working folder
+        with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(folder, batch_size=16, show_progress_bar=False, report_to="none", save_strategy="no")
+            Trainer(model=model, args=arguments, train_dataset=examples).train()
         return lambda episode, query: as_labels(model.predict(list(episode.query.texts)))
 
 

@@ -12,6 +12,7 @@ from kshot.models import Learner
 from kshot.tasks import Task
 
 _LABELS, _TEXTS_A_LABEL = 10, 25
+_SAME = 1e-6  # t-SNE cannot spread texts that are all one to the encoder
 
 
 def embedding_map(task: Task, before: Learner, after: Learner, seed: int = 0) -> dict[str, Any]:
@@ -41,6 +42,8 @@ def _project(vectors: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.floa
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
+    if np.ptp(vectors, 0).max() < _SAME:
+        return np.zeros((len(vectors), 2))
     perplexity = min(30.0, max(1.0, (len(vectors) - 1) / 3))
     with threadpool_limits(1):  # so few points: threads would only wait for each other
         points = TSNE(perplexity=perplexity, init="pca", method="exact", random_state=seed).fit_transform(vectors)
