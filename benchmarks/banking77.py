@@ -27,6 +27,7 @@ from kshot.training.callbacks import ProgressDisplay
 RECIPES = Path(__file__).parent.parent / "recipes"
 ALGORITHMS = ("protonet", "anil", "maml", "reptile")
 MOVES_ALL = {"maml", "reptile"}
+BASELINES = ("prototype", "logistic", "head", "tfidf", "full")  # measured once, beside the first algorithm
 
 
 def say(text: str) -> None:
@@ -43,14 +44,13 @@ def measure(data: Path, algorithm: str, runs: Path, arguments: argparse.Namespac
     else:
         resume = (out / "checkpoints").exists()
         run = api.train(suite, out, config, resume=resume, callbacks=[ProgressDisplay()], tell=say)
-    slow = algorithm in MOVES_ALL
     report = api.evaluate(
         run,
         suite,
         tell=say,
-        episodes=arguments.slow_episodes if slow else arguments.episodes,
-        slow_episodes=0 if slow else arguments.baseline_episodes,
-        baselines=("prototype",) if slow else ("prototype", "logistic", "head", "tfidf", "full", *arguments.also),
+        episodes=arguments.slow_episodes if algorithm in MOVES_ALL else arguments.episodes,
+        slow_episodes=arguments.baseline_episodes,
+        baselines=BASELINES if algorithm == "protonet" else ("prototype",),
     )
     return {
         "training_seconds": run.card["metrics"]["seconds"],
@@ -64,9 +64,8 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=1)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
     parser.add_argument("--episodes", type=int, default=600)
-    parser.add_argument("--slow-episodes", type=int, default=150, help="for algorithms that move the encoder in the inner loop")
-    parser.add_argument("--baseline-episodes", type=int, default=20, help="for full fine-tuning and SetFit")
-    parser.add_argument("--also", nargs="*", default=[], help="further baselines, such as setfit")
+    parser.add_argument("--slow-episodes", type=int, default=100, help="for algorithms that move the encoder in the inner loop")
+    parser.add_argument("--baseline-episodes", type=int, default=20, help="for full fine-tuning")
     parser.add_argument("--runs", type=Path, default=None, help="where to keep the runs; a temporary folder by default")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
