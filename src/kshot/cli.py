@@ -324,7 +324,7 @@ def report(folder: Path) -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demonstration.")
 @click.option("--backbone", default="minilm", show_default=True, help="minilm, tiny, a model's folder, or a hub name.")
-@click.option("--steps", default=60, show_default=True, type=click.IntRange(1), help="Meta-updates.")
+@click.option("--steps", default=40, show_default=True, type=click.IntRange(1), help="Meta-updates.")
 @click.option("--episodes", default=200, show_default=True, type=click.IntRange(2), help="Test episodes.")
 def demo(out: Path, overwrite: bool, backbone: str, steps: int, episodes: int) -> None:
     """The whole job on the bundled tasks: meta-train on some industries, measure on others, adapt, predict, report."""

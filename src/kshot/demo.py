@@ -45,7 +45,7 @@ def run_demo(out: Path, overwrite: bool, backbone: str, steps: int, episodes: in
             "training.validate_every": max(1, steps // 6),
             "training.validation_episodes": 60,
             "evaluation.episodes": episodes,
-            "evaluation.slow_episodes": 6,
+            "evaluation.slow_episodes": 3,
         },
     )
     suite = api.open_suite(config)

@@ -75,6 +75,26 @@ def join(first: Batch, second: Batch) -> Batch:
     return Batch(labels, first.ways, ids, mask)
 
 
+def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group indices of texts of like length, shortest first, so that a group padded to its longest has few wasted tokens.
+
+    Args:
+        lengths: the number of tokens of each text.
+        budget: the most padded tokens a group; a longer text stands alone.
+
+    Example:
+        >>> by_length([9, 2, 3, 2], budget=6)
+        [[1, 3], [2], [0]]
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups and (len(groups[-1]) + 1) * lengths[index] <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
 def pad(tokens: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
     """Return token ids (B, L) padded on the right to the longest, and the mask (B, L)."""
     longest = max((len(ids) for ids in tokens), default=0)

@@ -15,13 +15,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from kshot.models.backbones import Backbone
-from kshot.models.batch import Batch, EncodedEpisode, pad
+from kshot.models.batch import Batch, EncodedEpisode, by_length, pad
 from kshot.models.select import BACKBONE, HEAD
 from kshot.models.tokens import TokenStore, token_store
 from kshot.tasks import Corpus, Episode, Examples
 
 Params = dict[str, Tensor]
-_TEXTS_A_CHUNK = 32
+_TOKENS_A_PASS = 1_024
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Learner:
         """Where the parameters live."""
         return next(iter(self.params.values())).device
 
+    @property
+    def _budget(self) -> int:
+        """Padded tokens a forward pass: few on a processor, where padding costs time and small products are cheap."""
+        return _TOKENS_A_PASS if self.device.type == "cpu" else 64 * _TOKENS_A_PASS
+
     def start(self, ways: int) -> Params:
         """Return the parameters with the head's shared class vector copied for ``ways`` classes: weight (N, H), bias (N,)."""
         weight, bias = self.params["head.weight"], self.params["head.bias"]
@@ -61,15 +66,15 @@ class Learner:
         assert batch.input_ids is not None and batch.mask is not None
         weights = {name.removeprefix(BACKBONE): value for name, value in params.items() if name.startswith(BACKBONE)}
         self.backbone.model.train(self.dropout)
-        lengths = batch.mask.sum(1)
-        order = lengths.argsort(stable=True)
+        lengths = batch.mask.sum(1).tolist()
+        groups = by_length(lengths, self._budget)
         vectors = []
-        for chunk in torch.split(order, _TEXTS_A_CHUNK):  # texts of like length together: little padding
-            ids, mask = (tokens[chunk, : int(lengths[chunk].max())] for tokens in (batch.input_ids, batch.mask))
+        for group in groups:
+            ids, mask = (tokens[group, : lengths[group[-1]]] for tokens in (batch.input_ids, batch.mask))
             inputs = {"input_ids": ids, "attention_mask": mask}
             states = functional_call(self.backbone.model, weights, args=(), kwargs=inputs).last_hidden_state
             vectors.append(self.backbone.pool(states, mask))
-        return torch.cat(vectors)[order.argsort()]
+        return torch.cat(vectors)[_back(groups)]
 
     def logits(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the head's class scores (B, N), of text vectors of unit length, so that inner rates suit any backbone."""
@@ -100,13 +105,13 @@ class Learner:
     def embed(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Return the vectors (n, H) of texts given as token ids, batched by length so that little is padded."""
         quiet, padding = replace(self, dropout=False), self.backbone.tokenizer.pad_token_id or 0
-        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+        groups = by_length([len(ids) for ids in tokens], self._budget)
         vectors = [torch.empty(0, self.backbone.hidden_size, device=self.device)]
-        for start in range(0, len(order), _TEXTS_A_CHUNK):
-            ids, mask = pad([tokens[index] for index in order[start : start + _TEXTS_A_CHUNK]], padding)
+        for group in groups:
+            ids, mask = pad([tokens[index] for index in group], padding)
             batch = Batch(torch.zeros(len(ids), dtype=torch.long), 1, ids, mask).to(self.device)
             vectors.append(quiet.features(self.params, batch))
-        return torch.cat(vectors)[torch.tensor(order, dtype=torch.long).argsort()]
+        return torch.cat(vectors)[_back(groups)]
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors (n, H) of texts."""
@@ -119,6 +124,11 @@ class Learner:
     def with_params(self, params: Mapping[str, Tensor]) -> Learner:
         """Return the learner at other parameters."""
         return replace(self, params=dict(params))
+
+
+def _back(groups: Sequence[Sequence[int]]) -> Tensor:
+    """Return the positions that bring results by group back into the original order."""
+    return torch.tensor([index for group in groups for index in group], dtype=torch.long).argsort()
 
 
 def new_learner(backbone: Backbone, device: str | torch.device = "cpu") -> Learner:
