@@ -23,7 +23,7 @@ from kshot.meta import ALGORITHMS, ProtoNet, new_algorithm
 from kshot.models import BackboneSpec, load_backbone, new_learner
 from kshot.models.backbones import locate
 from kshot.statistics import mean
-from kshot.tasks import EpisodeSampler, EpisodeSpec, load_tasks
+from kshot.tasks import EpisodeSampler, EpisodeSpec, ReadOptions, load_tasks
 from kshot.training import Run, TrainingConfig, load_run, meta_train, save_run
 from kshot.training.callbacks import TensorBoardLogger
 from kshot.training.run import CARD, label_digest, read_card
@@ -285,3 +285,16 @@ def test_means_and_their_intervals_by_hand():
     assert two.ci95 == pytest.approx(12.7062 * 0.5, rel=1e-4)  # t(0.975, 1) * sd / sqrt(2), with sd = sqrt(1/2)
     assert (mean([0.25]).percent(), mean([]).count) == ("25.0", 0)
     assert mean([0.5] * 9).percent() == "50.0 ± 0.0"
+
+
+def test_equal_labels_of_different_tasks_in_one_file_are_not_taken_for_each_other(tmp_path):
+    rows = [
+        {"text": f"{d} {y} {i}", "label": y, "domain": d} for d in ("books", "music") for y in ("good", "bad") for i in range(3)
+    ]
+    path = tmp_path / "reviews.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    books, music = load_tasks(path, ReadOptions(task_column="domain"))
+    run = Run(tiny_learner(), ProtoNet(), "protonet", {}, "tiny", {"seen": [label_digest(books, y) for y in books.labels]})
+    assert run.seen(books) == {"good", "bad"}
+    assert run.seen(music) == set()
+    assert run.seen(replace(books, name="another name")) == {"good", "bad"}

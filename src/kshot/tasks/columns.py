@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,9 @@ LABEL_NAMES = (
     "label_text", "label_name", "label_desc", "label", "labels", "intent", "category", "class", "target", "topic",
     "sentiment", "tag", "y", "标签", "类别", "意图",
 )  # fmt: skip
+_ORIGIN = re.compile(
+    r"(^|_)(id|idx|doc|document|file|source|domain|date|time|url|author|user|lang|language)(_|$)", re.IGNORECASE
+)
 _LOOK = 200  # rows looked at to find the columns
 
 
@@ -95,7 +99,7 @@ def _longest(names: Sequence[str], sample: Sequence[Record], exclude: tuple[str 
 
 
 def _fewest_values(names: Sequence[str], sample: Sequence[Record], exclude: tuple[str | None, ...]) -> str | None:
-    """The likely label column: more than one value, and the fewest."""
+    """The likely label column: more than one value, and the fewest; one that sounds like a source or an id comes last."""
     values = {name: len({str(record.get(name)) for record in sample}) for name in names if name not in exclude}
-    several = {name: count for name, count in values.items() if count > 1}
+    several = {name: (_ORIGIN.search(name) is not None, count) for name, count in values.items() if count > 1}
     return min(several, key=several.__getitem__, default=None)

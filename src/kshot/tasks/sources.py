@@ -160,6 +160,7 @@ def _load_hub(name: str, options: ReadOptions) -> list[Task]:
     """Read a data set of the Hugging Face hub (or a local folder of its layout) with the ``datasets`` library."""
     import datasets
 
+    datasets.disable_progress_bars()
     path, _, config = name.partition(":")
     try:
         loaded = datasets.load_dataset(path, config or None)

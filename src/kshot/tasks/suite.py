@@ -137,7 +137,8 @@ def _by_class(tasks: Sequence[Task], spec: SplitSpec) -> _Parts:
                 raise DataError(
                     f"The task '{task.name}' has {len(task.labels)} labels.",
                     f"Divided by class {spec.ratios} a part would have {len(labels)}, and at least two are needed.",
-                    "Give more labels, several tasks with --split task, or other --split-ratios.",
+                    "Give more labels, several tasks with --split task, other --split-ratios, or --split given for data "
+                    "that comes in train and test files.",
                 )
             if ratio > 0:
                 part.append(task.with_labels(labels))
