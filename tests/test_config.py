@@ -10,9 +10,9 @@ import pytest
 from conftest import refusal
 
 from kshot.api import replace_config
-from kshot.cli import _config
 from kshot.config import Config, EpisodeOptions, load_config, parse_assignments
 from kshot.errors import ConfigError
+from kshot.flags import config_from
 from kshot.meta import ALGORITHMS
 from kshot.tasks import EpisodeSpec, load_tasks
 
@@ -36,14 +36,14 @@ def from_file(folder: Path, text: str) -> Config:
 def test_flags_win_over_the_file_and_set_over_flags(tmp_path):
     file = written(tmp_path, "training: {steps: 1, lr: 0.1, seed: 1}\nbackbone: {name: tiny}")
     options = {"config_file": file, "training__lr": "0.2", "training__seed": "2", "assignments": ("training.seed=3",)}
-    config = _config(options)
+    config = config_from(options)
     assert (config.training.steps, config.training.lr, config.training.seed) == (1, 0.2, 3)
     assert config.backbone.name == "tiny"
 
 
 def test_a_flag_that_is_not_given_leaves_the_files_value(tmp_path):
     file = written(tmp_path, "tasks: [a]\nread: {mixed_labels: true}")
-    config = _config({"config_file": file, "tasks": (), "mixed_labels": False, "training__lr": None})
+    config = config_from({"config_file": file, "tasks": (), "mixed_labels": False, "training__lr": None})
     assert config.tasks == ("a",)
     assert config.read.mixed_labels
 
@@ -62,11 +62,11 @@ def test_what_is_not_said_has_its_default(tmp_path):
     ],
 )
 def test_ranges_of_flags(flag, text, value):
-    assert getattr(_config({flag: text}).episodes, flag.removeprefix("episodes__")) == value
+    assert getattr(config_from({flag: text}).episodes, flag.removeprefix("episodes__")) == value
 
 
 def test_lists_of_flags():
-    config = _config({"evaluation__shots": "1, 5", "evaluation__baselines": "none", "split__ratios": "0.8,0,0.2"})
+    config = config_from({"evaluation__shots": "1, 5", "evaluation__baselines": "none", "split__ratios": "0.8,0,0.2"})
     assert config.evaluation.shots == (1, 5)
     assert config.evaluation.baselines == ()
     assert config.split.ratios == (0.8, 0, 0.2)

@@ -5,52 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from kshot.errors import DataError, Interrupted, KshotError
+from kshot.flags import DATA, EVALUATE, TRAIN, config_from, keys, source, tolerance
 
-# Flags that set a key of the configuration, by key; what a flag says wins over --config, and --set wins over flags.
-_F = TypeVar("_F", bound=Callable[..., Any])
-_DATA = {
-    "split.by": ("--split", "auto, class, task, given, or a JSON file of names (looked up in the data's folder first)."),
-    "split.ratios": ("--split-ratios", "Shares of train, validation and test, such as 0.6,0.2,0.2."),
-    "split.seed": ("--split-seed", "Seed of the split."),
-    "read.text_column": ("--text-column", "The column of the text, where it is not found by name."),
-    "read.label_column": ("--label-column", "The column of the label, where it is not found by name."),
-    "read.task_column": ("--task-column", "A column that tells to which task a row belongs."),
-    "read.max_text_characters": ("--max-text-characters", "A longer text is refused."),
-}
-_TRAIN = {
-    "algorithm.name": ("--algorithm", "protonet, maml, fomaml, anil or reptile."),
-    "backbone.name": ("--backbone", "minilm, tiny, a model's folder, or a hub name."),
-    "backbone.pooling": ("--pooling", "mean, cls or max."),
-    "backbone.max_length": ("--max-length", "Tokens after which a text is cut."),
-    "episodes.ways": ("--ways", "Labels a training episode, such as 20 or 5-20."),
-    "episodes.shots": ("--shots", "Support examples a label, such as 5 or 1-10."),
-    "episodes.queries": ("--queries", "Query examples a label."),
-    "training.steps": ("--steps", "Meta-updates."),
-    "training.lr": ("--lr", "Peak rate of the outer optimiser."),
-    "training.seed": ("--seed", "Seed of episodes and dropout."),
-    "device": ("--device", "cpu or cuda."),
-}
-_EVALUATE = {
-    "evaluation.split": ("--part", "The part to draw episodes from: test, validation or train."),
-    "evaluation.ways": ("--ways", "Labels an episode."),
-    "evaluation.shots": ("--shots", "Numbers of shots, such as 1,5."),
-    "evaluation.queries": ("--queries", "Query examples a label."),
-    "evaluation.episodes": ("--episodes", "Episodes a number of shots."),
-    "evaluation.slow_episodes": ("--slow-episodes", "Episodes for methods that take seconds each; 0 leaves those out."),
-    "evaluation.baselines": ("--baselines", "Of prototype, logistic, head, tfidf, full, setfit; or none."),
-    "evaluation.seed": ("--seed", "Seed of the episodes."),
-    "device": ("--device", "cpu or cuda."),
-}
-_LISTS = {"evaluation.shots", "evaluation.baselines", "split.ratios"}
-_TEXTS_AT_ONCE, _BYTES_AT_ONCE = 32, 1 << 16
+_TEXTS_AT_ONCE = 32
 
 
 class _Group(click.Group):
@@ -75,61 +39,6 @@ def cli() -> None:
     """
 
 
-def _keys(table: dict[str, tuple[str, str]]) -> Callable[[_F], _F]:
-    """Add the flags of a table; the command receives them as ``overrides`` by dotted key."""
-
-    def decorate(command: _F) -> _F:
-        for key, (flag, text) in reversed(table.items()):
-            command = click.option(flag, key.replace(".", "__"), default=None, help=text)(command)
-        return command
-
-    return decorate
-
-
-def _source(command: _F) -> _F:
-    """Add the options that every command over a suite has."""
-    command = click.option(
-        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set any key, such as training.clip=0.5."
-    )(command)
-    command = click.option("--config", "config_file", type=click.Path(), help="A YAML file; see recipes/.")(command)
-    command = _keys(_DATA)(command)
-    command = _tolerance(command)
-    return click.option("--tasks", multiple=True, help="A file, a folder, hub:NAME or bundled:en; may be repeated.")(command)
-
-
-def _tolerance(command: _F) -> _F:
-    """Add the flags that accept what is refused by default."""
-    empty = click.option("--skip-empty", is_flag=True, help="Pass over rows without a text or a label.")
-    mixed = click.option("--mixed-labels", is_flag=True, help="Accept numbers and words side by side as labels.")
-    return empty(mixed(command))
-
-
-def _config(options: dict[str, Any]) -> Any:
-    from kshot.config import load_config, parse_assignments
-
-    overrides: dict[str, Any] = {}
-    if options.get("tasks"):
-        overrides["tasks"] = list(options["tasks"])
-    for flag in ("mixed_labels", "skip_empty"):
-        if options.get(flag):
-            overrides[f"read.{flag}"] = True
-    for name, value in options.items():
-        key = name.replace("__", ".")
-        if value is not None and key in {**_DATA, **_TRAIN, **_EVALUATE}:
-            overrides[key] = _flag_value(key, str(value))
-    overrides |= parse_assignments(options.get("assignments", ()))
-    return load_config(options.get("config_file"), overrides)
-
-
-def _flag_value(key: str, text: str) -> Any:
-    if key in _LISTS:
-        return [] if text == "none" else [part.strip() for part in text.split(",") if part.strip()]
-    low, dash, high = text.partition("-")
-    if key in ("episodes.ways", "episodes.shots") and dash and low.isdigit() and high.isdigit():
-        return [int(low), int(high)]
-    return text
-
-
 def _tell(text: str) -> None:
     click.echo(text, err=True)
 
@@ -141,18 +50,18 @@ def data() -> None:
 
 @data.command(epilog="Example: kshot data check tickets.csv --split class")
 @click.argument("sources", nargs=-1, required=True)
-@_keys(_DATA)
-@_tolerance
+@keys(DATA)
+@tolerance
 def check(sources: tuple[str, ...], **options: Any) -> None:
     """Print what kshot understands of SOURCES: tasks, labels, counts, lengths, language, duplicates, conflicts, splits."""
     from kshot.show import print_check
 
-    print_check(_config({"tasks": sources, **options}))
+    print_check(config_from({"tasks": sources, **options}))
 
 
 @cli.command(epilog="Example: kshot train --tasks banking77/ --split folds/1.json --algorithm protonet --out runs/banking")
-@_source
-@_keys(_TRAIN)
+@source
+@keys(TRAIN)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/run"), show_default=True, help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a stopped training.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is there.")
@@ -160,7 +69,7 @@ def check(sources: tuple[str, ...], **options: Any) -> None:
 @click.option("--wandb", "project", default=None, metavar="PROJECT", help="Log to Weights & Biases, too.")
 def train(out: Path, resume: bool, overwrite: bool, tensorboard: bool, project: str | None, **options: Any) -> None:
     """Meta-train a run on many small tasks."""
-    config = _config(options)
+    config = config_from(options)
     from kshot import api
     from kshot.training.callbacks import Callback, ProgressDisplay, TensorBoardLogger, WandbLogger
 
@@ -178,13 +87,13 @@ def train(out: Path, resume: bool, overwrite: bool, tensorboard: bool, project: 
 
 @cli.command(epilog="Example: kshot evaluate runs/banking --tasks banking77/ --split folds/1.json --shots 1,5")
 @click.argument("run", type=click.Path(path_type=Path))
-@_source
-@_keys(_EVALUATE)
+@source
+@keys(EVALUATE)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="The report's folder; RUN-report by default.")
 @click.option("--overwrite", is_flag=True, help="Replace the report that is there.")
 def evaluate(run: Path, out: Path | None, overwrite: bool, **options: Any) -> None:
     """Measure RUN on tasks it never saw, against the baselines, on the same episodes."""
-    config = _config(options)
+    config = config_from(options)
     from kshot import api
     from kshot.evaluation.report import write_report
     from kshot.show import print_report
@@ -214,9 +123,9 @@ def _require_new(folder: Path, overwrite: bool) -> None:
 @click.argument("examples")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="The adapted task's folder; named after EXAMPLES.")
 @click.option("--overwrite", is_flag=True, help="Replace the task that is there.")
-@click.option("--text-column", "read__text_column", default=None, help=_DATA["read.text_column"][1])
-@click.option("--label-column", "read__label_column", default=None, help=_DATA["read.label_column"][1])
-@_tolerance
+@click.option("--text-column", "read__text_column", default=None, help=DATA["read.text_column"][1])
+@click.option("--label-column", "read__label_column", default=None, help=DATA["read.label_column"][1])
+@tolerance
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 def adapt(run: Path, examples: str, out: Path | None, overwrite: bool, device: str, **options: Any) -> None:
     """Adapt RUN to a new task from a few labelled EXAMPLES (JSONL, CSV, ...)."""
@@ -228,7 +137,7 @@ def adapt(run: Path, examples: str, out: Path | None, overwrite: bool, device: s
     from kshot.tasks.readers import data_stem
     from kshot.training import load_run
 
-    config = _config(options)
+    config = config_from(options)
     out = out or Path(data_stem(Path(examples)) + "-task")
     _require_new(out, overwrite)
     tasks = load_tasks(examples, config.read)
@@ -255,6 +164,7 @@ def predict(task: Path, texts: str, run_folder: Path | None, text_column: str | 
     """Label TEXTS (a file with a text or a JSON object a line; standard input by default), as a stream of JSON Lines."""
     from kshot.api import require_device
     from kshot.deploy import load_adapted
+    from kshot.deploy.stream import arriving_lines, input_text
     from kshot.training import load_run
 
     require_device(device)
@@ -262,47 +172,11 @@ def predict(task: Path, texts: str, run_folder: Path | None, text_column: str | 
         raise DataError(f"No such file: '{texts}'.", mend="Name a file with a text a line, or - for standard input.")
     adapted = load_adapted(task, None if run_folder is None else load_run(run_folder, device), device)
     name = "standard input" if texts == "-" else texts
-    for lines in _arriving_lines(texts, name):
-        given = (text for number, line in lines if (text := _input_text(name, number, line, text_column)))
+    for lines in arriving_lines(texts, name):
+        given = (text for number, line in lines if (text := input_text(name, number, line, text_column)))
         while chunk := list(islice(given, _TEXTS_AT_ONCE)):
             for text, prediction in zip(chunk, adapted.predict(chunk, nearest), strict=True):
                 click.echo(json.dumps({"text": text, **prediction.to_json()}, ensure_ascii=False))
-
-
-def _arriving_lines(source: str, name: str) -> Iterator[list[tuple[int, bytes]]]:
-    """Yield the numbered lines that have come so far, so that one who writes a line and waits is answered."""
-    from kshot.tasks.readers import readable
-
-    number, rest = 1, b""
-    with readable(Path(name)), click.open_file(source, "rb") as opened:
-        stream: Any = opened
-        while data := stream.read1(_BYTES_AT_ONCE):
-            *lines, rest = (rest + data).split(b"\n")
-            yield list(enumerate(lines, number))
-            number += len(lines)
-    yield [(number, rest)]
-
-
-def _input_text(name: str, number: int, line: bytes, column: str | None) -> str:
-    """Return the text of a line: the line as it is, or a field of a JSON object; nothing for a blank line."""
-    from kshot.tasks.columns import find_columns
-
-    where = f"{name}, line {number}"
-    try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        if not text.startswith("{"):
-            return text
-        record = json.loads(text)
-        found = find_columns(where, [record], column, label_required=False)
-        text = record[found.text]
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: the field '{found.text}' is {text!r}.", "A text is expected.")
-        text.encode()
-    except UnicodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error}).", mend="Convert it to UTF-8 first.") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: begins like JSON and is not valid JSON ({error}).") from error
-    return text
 
 
 @cli.command(epilog="Example: kshot report runs/banking-report")
