@@ -23,6 +23,7 @@ from kshot.meta import ALGORITHMS
 from kshot.models import load_backbone, new_learner
 from kshot.models.precision import choose_matmul_route
 from kshot.tasks import EpisodeSampler, EpisodeSpec, Task, TaskSuite, load_tasks, split_tasks
+from kshot.tasks.sources import BUNDLED, HUB
 from kshot.tasks.suite import SPLITS
 from kshot.training import Run, load_run, meta_train, save_run
 from kshot.training.callbacks import Callback
@@ -46,7 +47,13 @@ def open_suite(config: Config) -> TaskSuite:
     tasks = load_tasks(config.tasks, config.read)
     first = Path(config.tasks[0])
     folder = first if first.is_dir() else first.parent
-    return split_tasks(tasks, config.split, folder=folder)
+    return split_tasks(tasks, config.split, _suite_name(config.tasks), folder)
+
+
+def _suite_name(sources: Sequence[str]) -> str:
+    """Return what reports call a suite: its sources' own names, without where they lie."""
+    names = [source if source.startswith((BUNDLED, HUB)) else Path(source).resolve().name for source in sources]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def load_suite(tasks: str | Sequence[str], split: str = "auto", **options: Any) -> TaskSuite:
