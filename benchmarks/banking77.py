@@ -36,7 +36,10 @@ def say(text: str) -> None:
 
 def measure(data: Path, algorithm: str, runs: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train (or take the run that is there) and evaluate one algorithm; return its report without the pictures' data."""
-    config = load_config(RECIPES / f"{algorithm}.yaml", {"tasks": [str(data)], "split.by": f"folds/{arguments.fold}.json"})
+    overrides: dict[str, Any] = {"tasks": [str(data)], "split.by": f"folds/{arguments.fold}.json"}
+    if arguments.steps:
+        overrides |= {"training.steps": arguments.steps, "training.validate_every": arguments.steps}
+    config = load_config(RECIPES / f"{algorithm}.yaml", overrides)
     suite = api.open_suite(config)
     out = runs / algorithm
     if (out / "kshot.json").exists():
@@ -52,8 +55,11 @@ def measure(data: Path, algorithm: str, runs: Path, arguments: argparse.Namespac
         slow_episodes=arguments.baseline_episodes,
         baselines=BASELINES if algorithm == "protonet" else ("prototype",),
     )
+    training = run.card["training"]
     return {
         "training_seconds": run.card["metrics"]["seconds"],
+        "steps": len(training["history"]),
+        "best_step": training["best_step"],
         **{key: report[key] for key in ("run", "protocol", "rows", "paired")},
     }
 
@@ -65,6 +71,7 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--slow-episodes", type=int, default=100, help="for algorithms that move the encoder in the inner loop")
+    parser.add_argument("--steps", type=int, default=None, help="meta-updates, instead of the recipe's")
     parser.add_argument("--baseline-episodes", type=int, default=20, help="for full fine-tuning")
     parser.add_argument("--runs", type=Path, default=None, help="where to keep the runs; a temporary folder by default")
     parser.add_argument("--out", type=Path, required=True)
