@@ -143,10 +143,15 @@ def train(
         "config": public_config(config),
         "episodes": asdict(shape),
         "data": [
-            {"task": task.name, "split": split, "labels": len(task.labels), "examples": len(task), "fingerprint": fingerprint}
+            {
+                "task": task.name,
+                "split": split,
+                "labels": len(task.labels),
+                "examples": len(task),
+                "fingerprint": task.corpus.fingerprint[:16],
+            }
             for split in SPLITS
             for task in suite[split]
-            if (fingerprint := task.corpus.fingerprint[:16])
         ],
         "seen": sorted({label_digest(task, label) for task in suite.train for label in task.labels}),
         "metrics": {
