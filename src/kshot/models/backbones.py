@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +15,10 @@ from urllib.request import getproxies
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.func import functional_call
 
 from kshot.errors import BackboneError, ConfigError, listing, nearest
+from kshot.models.select import BACKBONE
 
 DEFAULT_BACKBONE = "minilm"
 _TOKENIZER_LIMIT = 1_000_000  # tokenizers without a limit of their own say a number above this
@@ -112,6 +114,13 @@ class Backbone:
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """Return text vectors (B, H) of token states (B, L, H) and the attention mask (B, L)."""
         return POOLINGS[self.spec.pooling](states, mask)
+
+    def states(self, params: Mapping[str, Tensor], input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the token states (B, L, H) at parameters given by the names that a learner uses."""
+        weights = {name.removeprefix(BACKBONE): value for name, value in params.items() if name.startswith(BACKBONE)}
+        inputs = {"input_ids": input_ids, "attention_mask": mask}
+        states: Tensor = functional_call(self.model, weights, args=(), kwargs=inputs).last_hidden_state
+        return states
 
     def use_attention(self, twice_differentiable: bool) -> None:
         """Choose the attention kernel: PyTorch's fused one has no second derivative, the plain one has."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from kshot.models.backbones import Backbone
@@ -64,16 +63,13 @@ class Learner:
         if batch.features is not None:
             return batch.features
         assert batch.input_ids is not None and batch.mask is not None
-        weights = {name.removeprefix(BACKBONE): value for name, value in params.items() if name.startswith(BACKBONE)}
         self.backbone.model.train(self.dropout)
         lengths = batch.mask.sum(1).tolist()
         groups = by_length(lengths, self._budget)
         vectors = []
         for group in groups:
             ids, mask = (tokens[group, : lengths[group[-1]]] for tokens in (batch.input_ids, batch.mask))
-            inputs = {"input_ids": ids, "attention_mask": mask}
-            states = functional_call(self.backbone.model, weights, args=(), kwargs=inputs).last_hidden_state
-            vectors.append(self.backbone.pool(states, mask))
+            vectors.append(self.backbone.pool(self.backbone.states(params, ids, mask), mask))
         return torch.cat(vectors)[_back(groups)]
 
     def logits(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
