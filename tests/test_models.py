@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoders import double_precision, save_decoder  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import needs_tiny, one_thread, random_batch, random_learner  # noqa: F401
+from tiny import finite_difference_error, gradient_of, needs_tiny, one_thread, random_batch, random_learner  # noqa: F401
 from transformers import (
+    AutoModel,
     AutoTokenizer,
     BertConfig,
     BertModel,
@@ -30,6 +32,7 @@ from transformers import (
 )
 
 from kshot.errors import BackboneError, ConfigError
+from kshot.meta import MAML
 from kshot.models import Backbone, BackboneSpec, Batch, EncodedEpisode, load_backbone, new_learner
 from kshot.models.backbones import ALIASES, POOLINGS, _Alias, locate
 from kshot.models.batch import join, pad
@@ -82,6 +85,7 @@ def test_poolings_by_hand():
     assert POOLINGS["mean"](states, mask).tolist() == [[2.0, -3.0], [2.0, 3.0]]
     assert POOLINGS["cls"](states, mask).tolist() == [[1.0, -2.0], [5.0, 0.0]]
     assert POOLINGS["max"](states, mask).tolist() == [[3.0, -2.0], [5.0, 6.0]]
+    assert POOLINGS["last"](states, mask).tolist() == [[3.0, -4.0], [1.0, 3.0]]
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -95,7 +99,7 @@ def test_features_in_chunks_equal_a_forward_one_by_one(pooling):
     alone = []
     for ids, mask in zip(batch.input_ids, batch.mask, strict=True):
         states = model(input_ids=ids[mask.bool()][None]).last_hidden_state[0]
-        alone.append({"mean": states.mean(0), "cls": states[0], "max": states.amax(0)}[pooling])
+        alone.append({"mean": states.mean(0), "cls": states[0], "max": states.amax(0), "last": states[-1]}[pooling])
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-10, atol=1e-12)
 
 
@@ -169,6 +173,10 @@ NAMES = [
     "meta.alpha",
 ]
 HEAD = ["head.weight", "head.bias"]
+LORA = [f"adapter.encoder.layer.{layer}.attention.lora_{side}.weight" for layer in (9, 10) for side in "AB"]
+IA3 = [f"adapter.encoder.layer.{layer}.attention.ia3_l" for layer in (9, 10)]
+PROMPT = ["adapter.prompt.weight"]
+BIAS = [f"backbone.encoder.layer.{layer}.attention.bias" for layer in range(11)]
 
 
 @pytest.mark.parametrize(
@@ -184,10 +192,35 @@ HEAD = ["head.weight", "head.bias"]
         ("top-99-layers", NAMES[1:-1]),
         ("re:LayerNorm|head", [name for name in NAMES if "LayerNorm" in name] + HEAD),
         (r"re:layer\.3\.attention\.bias$", ["backbone.encoder.layer.3.attention.bias"]),
+        ("head+bias", BIAS + HEAD),
+        ("bias + head", BIAS + HEAD),
+        (r"head+re:LayerNorm+", [name for name in NAMES if "LayerNorm" in name] + HEAD),
+        (r"re:\.(3|4)+\.attention\.bias", [name for name in BIAS if ".3." in name or ".4." in name]),
+        ("top-1-layers+re:word", [NAMES[0], *(name for name in NAMES if ".layer.10." in name), *HEAD]),
     ],
 )
 def test_selectors(selector, expected):
     assert list(select(NAMES, selector)) == expected
+
+
+@pytest.mark.parametrize(
+    ("selector", "adapter", "expected"),
+    [
+        ("lora", LORA, LORA + HEAD),
+        ("ia3", IA3, IA3 + HEAD),
+        ("prompt", PROMPT, PROMPT + HEAD),
+        ("lora+bias", LORA, [*BIAS, *LORA, *HEAD]),
+        ("all", LORA, [*NAMES[:-3], *LORA, *HEAD]),
+        ("body", IA3, [*NAMES[:-3], *IA3]),
+        ("head", LORA, HEAD),
+        ("bias", LORA, BIAS + HEAD),
+        ("top-1-layers", LORA, [*(name for name in NAMES if ".layer.10." in name), *LORA[2:], *HEAD]),
+        ("top-1-layers+lora", LORA, [*(name for name in NAMES if ".layer.10." in name), *LORA, *HEAD]),
+        ("re:lora_A", LORA, LORA[::2]),
+    ],
+)
+def test_selectors_of_adapters(selector, adapter, expected):
+    assert list(select([*NAMES[:-3], *adapter, *NAMES[-3:]], selector)) == expected
 
 
 @pytest.mark.parametrize(
@@ -204,8 +237,13 @@ def test_layers_are_found_in_other_architectures(name):
     [
         (
             "heads",
-            "No parameter selector 'heads'. Did you mean 'head'? Expected all, head, body, bias, top-K-layers or re:PATTERN.",
+            "No parameter selector 'heads'. Did you mean 'head'? Expected all, head, body, bias, top-K-layers, lora, ia3, "
+            "prompt or re:PATTERN, or several joined by '+'.",
         ),
+        ("loar", "No parameter selector 'loar'. Did you mean 'lora'? Expected all, head"),
+        ("bias+boas", "No parameter selector 'boas'. Did you mean 'bias'? Expected all, head"),
+        ("bias+", "No parameter selector ''. Expected all, head"),
+        ("", "No parameter selector ''. Expected all, head"),
         ("top-layers", "No parameter selector 'top-layers'. Did you mean 'top-1-layers'? Expected all, head"),
         ("top-0-layers", "No parameter selector 'top-0-layers'. Did you mean 'top-1-layers'? Expected all, head"),
         (
@@ -213,6 +251,22 @@ def test_layers_are_found_in_other_architectures(name):
             "The selector 're:nothing' matches no parameter. Names look like 'backbone.embeddings.word_embeddings.weight'.",
         ),
         ("re:meta", "The selector 're:meta' matches no parameter."),
+        (
+            r"re:atention\.wieght$",
+            r"The selector 're:atention\.wieght$' matches no parameter. "
+            "The nearest are backbone.encoder.layer.0.attention.weight, backbone.encoder.layer.1.attention.weight, "
+            "backbone.encoder.layer.2.attention.weight.",
+        ),
+        (
+            r"re:layer\.12\.attention",
+            r"The selector 're:layer\.12\.attention' matches no parameter. The nearest are backbone.encoder.layer.",
+        ),
+        (
+            "lora",
+            "The selector 'lora' finds no lora adapter: the learner has none. Add it with --set adapter.kind=lora, "
+            "or add_adapter(backbone, AdapterSpec('lora')) from Python.",
+        ),
+        ("bias+ia3", "The selector 'ia3' finds no ia3 adapter: the learner has none. Add it with --set adapter.kind=ia3"),
         ("re:(", "The selector 're:(' is not a regular expression: missing ), unterminated subpattern at position 0."),
     ],
 )
@@ -227,7 +281,24 @@ def test_a_backbone_without_numbered_layers():
     with pytest.raises(ConfigError) as error:
         select(["backbone.weight", *HEAD], "top-2-layers")
 
-    assert str(error.value) == "The selector 'top-2-layers' finds no numbered layers in this backbone."
+    assert str(error.value) == (
+        "The selector 'top-2-layers' finds no numbered layers in this backbone. Its parameters are: backbone.weight. "
+        "Select some by name with re:PATTERN."
+    )
+
+
+def test_an_adapter_of_another_kind():
+    with pytest.raises(ConfigError) as error:
+        select([*IA3, *HEAD], "lora")
+
+    assert str(error.value).startswith("The selector 'lora' finds no lora adapter: the learner has ia3. Add it with")
+
+
+def test_a_selector_that_matches_nothing():
+    with pytest.raises(ConfigError) as error:
+        select(HEAD, "body")
+
+    assert str(error.value) == "The selector 'body' matches no parameter. Names look like 'head.weight'."
 
 
 # --- backbones --------------------------------------------------------------------------------------------------------------
@@ -314,7 +385,7 @@ def test_unknown_names(name, sentence):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"pooling": "means"}, "backbone.pooling is 'means'. Did you mean 'mean'? Expected one of mean, cls, max."),
+        ({"pooling": "means"}, "backbone.pooling is 'means'. Did you mean 'mean'? Expected one of auto, mean, cls, max, last."),
         ({"max_length": 2}, "backbone.max_length is 2. At least 3 is expected."),
     ],
 )
@@ -369,7 +440,8 @@ def test_an_encoder_decoder_is_refused(folder):
         load_backbone(BackboneSpec(str(folder)))
 
     assert str(error.value) == (
-        f"The backbone '{folder}' is an encoder-decoder (t5). Classification needs an encoder such as BERT, RoBERTa or MiniLM."
+        f"The backbone '{folder}' is an encoder-decoder (t5). Classification needs an encoder such as BERT or MiniLM, "
+        "or a decoder such as Llama or GPT-2."
     )
 
 
@@ -427,6 +499,119 @@ def test_another_kind_of_encoder_serves_as_a_backbone():
 
     assert learner.features(learner.params, random_batch(0, (2, 2))).shape == (4, 16)
     assert all(".block.1." in name or name.startswith("head.") for name in select(learner.params, "top-1-layers"))
+
+
+# --- decoders ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def decoder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return save_decoder(tmp_path / request.param, request.param)
+
+
+TEXTS = ["a loan agreement", "how do i appeal", "", "the tenant pays the loan the tenant pays", "unknown"]
+
+
+def test_a_decoder_serves_as_a_backbone(decoder):
+    backbone = load_backbone(BackboneSpec(str(decoder)))
+    learner = new_learner(backbone)
+    tokens = backbone.tokenize(TEXTS)
+
+    assert (backbone.spec.pooling, backbone.hidden_size, backbone.max_length) == ("last", 16, 24)
+    assert not any("lm_head" in name for name in learner.params)
+    assert all(".layers.1." in n or ".h.1." in n or n.startswith("head.") for n in select(learner.params, "top-1-layers"))
+    assert tokens[2] == [1]  # the token that begins texts stands for an empty one
+    plain = AutoModel.from_pretrained(decoder)
+    with torch.no_grad():
+        alone = torch.stack([plain(input_ids=torch.tensor([ids])).last_hidden_state[0, -1] for ids in tokens])
+    for twice in (True, False):
+        backbone.use_attention(twice)
+        torch.testing.assert_close(learner.embed_texts(TEXTS), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_the_pooling_of_a_decoder_may_be_chosen(decoder):
+    backbone = load_backbone(BackboneSpec(str(decoder), pooling="mean"))
+    tokens = backbone.tokenize(TEXTS)
+    with torch.no_grad():
+        alone = torch.stack([backbone.model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0) for ids in tokens])
+
+    assert backbone.spec.pooling == "mean"
+    torch.testing.assert_close(new_learner(backbone).embed_texts(TEXTS), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_what_stands_behind_a_text_changes_nothing(decoder):
+    """No padding token is known to these models: any id may stand there."""
+    learner = new_learner(load_backbone(BackboneSpec(str(decoder))))
+    assert learner.backbone.tokenizer.pad_token_id == 2
+    ids, mask = pad(learner.backbone.tokenize(TEXTS), 2)
+    other = ids.masked_fill(mask == 0, 7)
+    batches = [Batch(torch.zeros(5, dtype=torch.long), 1, each, mask) for each in (ids, other)]
+
+    assert torch.equal(*(learner.features(learner.params, batch) for batch in batches))
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize("adapts", ["all", "top-1-layers"])
+def test_a_decoder_can_be_differentiated_twice(decoder, adapts):
+    backbone = load_backbone(BackboneSpec(str(decoder)))
+    backbone.model.double()
+    algorithm = MAML(inner_lr=0.1, head_lr=1.0, inner_steps=2, adapts=adapts)
+    backbone.use_attention(algorithm.twice_differentiable)
+    learner = new_learner(backbone)
+    batches = random_batch(0, (1, 2)), random_batch(1, (2, 2))
+    episode = EncodedEpisode(*(replace(batch, input_ids=batch.input_ids % 13) for batch in batches))
+    loss, _ = algorithm.meta_loss(learner, [episode])
+
+    error = finite_difference_error(
+        lambda params: algorithm.meta_loss(learner.with_params(params), [episode])[0],
+        learner.params,
+        gradient_of(loss, learner.params),
+    )
+
+    print(f"finite-difference error {error:.1e}")
+    assert error < 1e-8
+
+
+def test_the_fused_attention_of_a_decoder_has_no_second_derivative(decoder):
+    learner = new_learner(load_backbone(BackboneSpec(str(decoder))))
+    learner.backbone.use_attention(twice_differentiable=False)
+    batch = learner.backbone.tokenize(["a loan agreement", "how do i appeal"])
+    episode = EncodedEpisode(*(Batch(torch.tensor([0, 1]), 2, *pad(batch, 0)) for _ in range(2)))
+    loss, _ = MAML(inner_steps=1).meta_loss(learner, [episode])
+
+    with pytest.raises(RuntimeError, match=r"derivative for .* is not implemented"):
+        loss.backward()
+
+
+def test_attention_that_cannot_be_switched(decoder, monkeypatch):
+    backbone = load_backbone(BackboneSpec(str(decoder)))
+    backbone.use_attention(twice_differentiable=False)
+    monkeypatch.setattr(type(backbone.model), "_can_set_attn_implementation", lambda *_: False)
+
+    backbone.use_attention(twice_differentiable=False)
+    with pytest.raises(BackboneError) as error:
+        backbone.use_attention(twice_differentiable=True)
+
+    assert str(error.value) == (
+        f"The backbone's attention ({decoder.name}) cannot be switched to its plain form, and its fused one has no second "
+        "derivative. An algorithm of first order is expected for it, such as fomaml, reptile or protonet."
+    )
+
+
+def test_a_model_without_fused_attention_keeps_the_plain_one(monkeypatch):
+    backbone = random_learner().backbone
+    monkeypatch.setattr(type(backbone.model), "_supports_sdpa", False)
+    backbone.use_attention(twice_differentiable=False)
+
+    assert backbone.model.config._attn_implementation == "eager"
+
+
+def test_what_the_pooling_is_without_being_chosen():
+    assert random_learner().backbone.spec.pooling == "mean"
+    configs = {decoder: BertConfig(vocab_size=40, is_decoder=decoder, **SMALL) for decoder in (False, True)}
+    assert Backbone(BertModel(configs[False]), None).spec.pooling == "mean"
+    assert Backbone(BertModel(configs[True]), None).spec.pooling == "last"
+    assert Backbone(BertModel(configs[True]), None, BackboneSpec("x", "cls")).spec.pooling == "cls"
 
 
 # --- token stores and features of episodes ----------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class Stub(Algorithm):
 
 def test_steps_are_those_of_adamw_on_the_mean_gradient_of_the_episodes():
     episodes, _ = law_episodes()
-    algorithm = ProtoNet()
+    algorithm = ProtoNet(learn_scale=False)
     learner = tiny_learner()
     trained = meta_train(learner, algorithm, episodes, [], TrainingConfig(steps=2, tasks_per_step=3, clip=0, lr=1e-3))
 
@@ -129,7 +129,7 @@ def test_the_gradient_is_clipped_to_the_norm(clip, tmp_path):
 @pytest.mark.parametrize("selector", ["top-1-layers", "bias", "re:word_embeddings"])
 @pytest.mark.parametrize(
     "algorithm",
-    [ProtoNet(), MAML(inner_steps=1), MAML(inner_steps=1, order=1, adapts="bias")],
+    [ProtoNet(learn_scale=False), MAML(inner_steps=1), MAML(inner_steps=1, hypergradient="first-order", adapts="bias")],
     ids=["protonet", "maml", "fomaml"],
 )
 def test_frozen_parameters_stay_as_they_are(selector, algorithm):
@@ -153,7 +153,7 @@ def test_a_frozen_lower_part_keeps_no_graph():
             requiring.update({name: value.requires_grad for name, value in learner.params.items()})
             return super().meta_loss(learner, episodes)
 
-    train(Spy(), steps=1, trains="top-1-layers")
+    train(Spy(learn_scale=False), steps=1, trains="top-1-layers")
 
     assert {name for name, value in requiring.items() if value} == set(select(requiring, "top-1-layers"))
 
@@ -174,7 +174,11 @@ def test_an_algorithms_own_meta_parameters_are_trained_too():
 
 def test_attention_is_the_plain_one_where_the_algorithm_differentiates_twice():
     episodes, _ = law_episodes()
-    for algorithm, kind in ((MAML(inner_steps=1), "eager"), (MAML(inner_steps=1, order=1), "sdpa"), (ProtoNet(), "sdpa")):
+    for algorithm, kind in (
+        (MAML(inner_steps=1), "eager"),
+        (MAML(inner_steps=1, hypergradient="first-order"), "sdpa"),
+        (ProtoNet(), "sdpa"),
+    ):
         learner = tiny_learner()
         meta_train(learner, algorithm, episodes, [], TrainingConfig(steps=1))
         assert learner.backbone.model.config._attn_implementation == kind
@@ -263,7 +267,7 @@ def test_wrong_options(values, sentence):
 def test_validation_adapts_and_scores_each_episode():
     _, validation = law_episodes()
     learner = tiny_learner()
-    for algorithm in (ProtoNet(), MAML(inner_steps=2, order=1), MAML(adapts="head")):
+    for algorithm in (ProtoNet(), MAML(inner_steps=2, hypergradient="first-order"), MAML(adapts="head")):
         found = episode_accuracies(learner, algorithm, validation)
 
         expected = []
@@ -279,7 +283,7 @@ def test_validation_draws_no_dropout():
     quiet = tiny_learner()
     loud = replace(quiet, dropout=True)
 
-    for algorithm in (ProtoNet("euclidean"), MAML(inner_steps=2, order=1)):
+    for algorithm in (ProtoNet("euclidean"), MAML(inner_steps=2, hypergradient="first-order")):
         assert episode_accuracies(loud, algorithm, validation) == episode_accuracies(quiet, algorithm, validation)
 
 
@@ -349,7 +353,7 @@ def test_without_validation_the_last_parameters_are_returned():
 
 
 def test_a_loss_that_is_not_finite():
-    sentence = refusal(lambda: train(MAML(inner_lr=1e30, inner_steps=3, order=1), steps=3), TrainingError)
+    sentence = refusal(lambda: train(MAML(inner_lr=1e30, inner_steps=3, hypergradient="first-order"), steps=3), TrainingError)
 
     assert sentence == (
         "The loss became nan at step 1, with the learning rate 5e-05. Try a smaller training.lr, or smaller algorithm.inner_lr "
@@ -376,7 +380,7 @@ def test_a_gradient_that_is_not_finite():
 
 
 def test_a_selector_of_nothing_that_the_algorithm_uses():
-    assert refusal(lambda: train(ProtoNet(), trains="head"), ConfigError) == (
+    assert refusal(lambda: train(ProtoNet(learn_scale=False), trains="head"), ConfigError) == (
         "training.trains is 'head', and the head's start, which all classes share, cancels in the softmax. "
         "A selector of the backbone's parameters is expected, such as all or top-2-layers."
     )

@@ -15,12 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import refusal
-from safetensors.torch import load_file
+from decoders import save_decoder
+from runs import SMALL, small_suite
+from safetensors.torch import load_file, save_file
 from tiny import StopAt, law_episodes, needs_tiny, one_thread, same_bits, snapshot, tiny_learner  # noqa: F401
+from transformers import AutoModel
 
-from kshot.errors import RunError
+from kshot import api
+from kshot.deploy.adapted import load_adapted
+from kshot.errors import ConfigError, Interrupted, RunError
 from kshot.meta import ALGORITHMS, ProtoNet, new_algorithm
-from kshot.models import BackboneSpec, load_backbone, new_learner
+from kshot.models import AdapterSpec, BackboneSpec, add_adapter, load_backbone, new_learner
 from kshot.models.backbones import locate
 from kshot.statistics import mean
 from kshot.tasks import EpisodeSampler, EpisodeSpec, ReadOptions, load_tasks
@@ -33,7 +38,7 @@ pytestmark = needs_tiny
 
 def trained_run(name: str = "protonet", pretrained: str = "tiny", **card) -> Run:
     """A run after one large step."""
-    options = {} if name == "protonet" else {"inner_steps": 2}
+    options = {"inner_steps": 2} if "inner_steps" in ALGORITHMS[name].options() else {}
     algorithm = new_algorithm(name, options)
     episodes, _ = law_episodes()
     result = meta_train(tiny_learner(), algorithm, episodes, [], TrainingConfig(steps=1, lr=1e-2))
@@ -143,6 +148,147 @@ def test_a_backbone_of_a_folder_is_found_again_from_the_run(tmp_path, monkeypatc
 
     assert run.card["backbone"]["name"] == "../../models/legal"
     assert load_backbone(BackboneSpec(run.pretrained)).hidden_size == 128
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------------
+
+
+def run_with(kind: str) -> Run:
+    """A run whose adapter has moved, and nothing else but the head."""
+    learner = new_learner(add_adapter(tiny_learner().backbone, AdapterSpec(kind, rank=2, tokens=3, alpha=3)))
+    algorithm = new_algorithm("maml", {"inner_steps": 1, "adapts": kind})
+    episodes, _ = law_episodes()
+    result = meta_train(learner, algorithm, episodes, [], TrainingConfig(steps=1, lr=1e-2, trains=kind))
+    return Run(result.learner, algorithm, "maml", {"inner_steps": 1, "adapts": kind}, "tiny")
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "prompt"])
+def test_a_run_with_an_adapter_comes_back_the_same(kind, tmp_path):
+    run = run_with(kind)
+    saved = save_run(run, tmp_path / "run").prepared()
+    loaded = load_run(tmp_path / "run")
+
+    assert same_bits(loaded.learner.params, run.learner.params)
+    assert loaded.learner.backbone.adapter.spec == AdapterSpec(kind, rank=2, tokens=3, alpha=3)
+    _, validation = law_episodes()
+    logits = []
+    for each in (saved, loaded):
+        encoded = each.learner.encode(validation[0])
+        with torch.no_grad():
+            adapted = each.algorithm.adapt(each.learner, encoded.support)
+            logits.append(each.algorithm.logits(each.learner, adapted, encoded.query))
+    assert torch.equal(*logits)
+    assert any(name.startswith("adapter.") for name in load_file(tmp_path / "run" / "head.safetensors"))
+    again = save_run(loaded, tmp_path / "again")
+    assert again.fingerprint == saved.fingerprint
+    spec = replace(loaded.learner.backbone.adapter.spec, alpha=7.0)
+    backbone = replace(loaded.learner.backbone, adapter=replace(loaded.learner.backbone.adapter, spec=spec))
+    other = replace(loaded, learner=replace(loaded.learner, backbone=backbone))
+    assert save_run(other, tmp_path / "other").fingerprint != saved.fingerprint  # the same weights, scaled otherwise
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "prompt"])
+def test_the_backbone_of_a_run_with_an_adapter_is_the_plain_one(kind, tmp_path):
+    save_run(run_with(kind), tmp_path / "run")
+
+    names = load_file(tmp_path / "run" / "backbone" / "model.safetensors").keys()
+    pretrained = new_learner(load_backbone(BackboneSpec("tiny", max_length=16)))
+    assert not any(word in name for name in names for word in ("adapter", "base_layer", "lora", "ia3", "prompt"))
+    plain = new_learner(load_backbone(BackboneSpec(str(tmp_path / "run" / "backbone"), max_length=16)))
+    assert same_bits(plain.params, pretrained.params)
+    model, info = AutoModel.from_pretrained(tmp_path / "run" / "backbone", add_pooling_layer=False, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.config.hidden_size == 128
+
+
+def test_the_card_tells_the_adapter(tmp_path):
+    card = save_run(run_with("lora"), tmp_path / "run").card
+
+    expected = {"kind": "lora", "rank": 2, "alpha": 3, "dropout": 0.0, "targets": None, "init_std": 0.02, "tokens": 3}
+    assert json.loads((tmp_path / "run" / CARD).read_text(encoding="utf-8"))["adapter"] == card["adapter"] == expected
+    assert "peft" in card["versions"]
+    assert save_run(trained_run(), tmp_path / "plain").card["adapter"] is None
+
+
+def test_targets_of_an_adapter_are_kept(tmp_path):
+    learner = new_learner(add_adapter(tiny_learner().backbone, AdapterSpec("lora", targets=("query", "value"))))
+    save_run(Run(learner, ProtoNet(), "protonet", {}, "tiny"), tmp_path / "run")
+
+    assert same_bits(load_run(tmp_path / "run").learner.params, learner.params)
+
+
+def test_a_run_from_before_there_were_adapters(copy):
+    run, card = load_run(copy), json.loads((copy / CARD).read_text())
+    del card["adapter"]
+    (copy / CARD).write_text(json.dumps(card))
+
+    assert same_bits(load_run(copy).learner.params, run.learner.params)
+    assert load_run(copy).learner.backbone.adapter is None
+
+
+def test_a_run_without_the_weights_of_its_adapter(tmp_path):
+    save_run(run_with("ia3"), tmp_path)
+    head = tmp_path / "head.safetensors"
+    kept = {name: value for name, value in load_file(head).items() if not name.endswith("query.ia3_l")}
+    save_file(kept, head)
+
+    assert refusal(lambda: load_run(tmp_path), RunError) == (
+        f"'{head}' lacks 2 weights of the run's adapter, such as 'adapter.encoder.layer.0.attention.self.query.ia3_l'. "
+        "Copy the run whole, or train anew."
+    )
+
+
+def test_training_adds_the_adapter_that_a_selector_names(tmp_path):
+    told = []
+    options = {**SMALL, "algorithm__name": "maml", "algorithm__inner_steps": 1, "algorithm__adapts": "lora"}
+    options |= {"backbone__name": "tiny", "training__steps": 1, "training__validate_every": 0, "adapter__rank": 4}
+    run = api.train(small_suite(), tmp_path / "run", tell=told.append, **options)
+
+    assert run.learner.backbone.adapter.spec == AdapterSpec("lora", rank=4)
+    assert run.card["config"]["adapter"]["kind"] == "auto"
+    assert "Adapter: lora, 18,432 weights in 24 tensor(s)." in told
+    task = api.adapt(load_run(tmp_path / "run"), ["a will", "a lease"], ["succession", "tenancy"])
+    assert task.save(tmp_path / "task").is_dir()
+    first, second = (each.predict(["who inherits?"])[0].probabilities for each in (task, load_adapted(tmp_path / "task")))
+    assert first == pytest.approx(second, abs=1e-6)  # products may round by where a tensor lies in memory
+
+
+def test_training_refuses_two_adapters(tmp_path):
+    options = {"algorithm__name": "maml", "algorithm__adapts": "lora", "training__trains": "ia3", "backbone__name": "tiny"}
+
+    assert refusal(lambda: api.train(small_suite(), tmp_path / "run", **options), ConfigError) == (
+        "The selectors name the adapters lora and ia3. One kind of adapter at a time is expected."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stopped_training_with_an_adapter_goes_on(tmp_path):
+    options = {
+        **SMALL,
+        "backbone__name": "tiny",
+        "training__steps": 3,
+        "training__validate_every": 0,
+        "training__trains": "lora",
+    }
+    with pytest.raises(Interrupted):
+        api.train(small_suite(), tmp_path / "run", callbacks=[StopAt(1)], **options)
+
+    said = refusal(lambda: api.train(small_suite(), tmp_path / "run", resume=True, adapter__rank=2, **options), RunError)
+    assert "adapter.rank was 8 and is 2" in said
+    resumed = api.train(small_suite(), tmp_path / "run", resume=True, **options)
+    assert same_bits(resumed.learner.params, api.train(small_suite(), tmp_path / "whole", **options).learner.params)
+
+
+def test_a_decoder_in_a_run(tmp_path):
+    model = save_decoder(tmp_path / "model", "gpt2")
+    learner = new_learner(load_backbone(BackboneSpec(str(model))))
+    run = save_run(Run(learner, ProtoNet(), "protonet", {}, str(model)), tmp_path / "run").prepared()
+
+    loaded = load_run(tmp_path / "run")
+
+    assert run.card["backbone"]["pooling"] == loaded.learner.backbone.spec.pooling == "last"
+    texts = ["a loan agreement", "", "the tenant"]
+    assert torch.equal(loaded.learner.embed_texts(texts), run.learner.embed_texts(texts))
 
 
 # --- privacy ----------------------------------------------------------------------------------------------------------------
@@ -273,7 +419,7 @@ def test_a_disk_that_is_full_leaves_no_run_that_looks_complete(copy, monkeypatch
 
 
 def test_the_head_holds_what_is_not_the_backbone(saved):
-    assert load_file(saved / "head.safetensors").keys() == {"head.weight", "head.bias"}
+    assert load_file(saved / "head.safetensors").keys() == {"head.weight", "head.bias", "meta.scale"}
 
 
 # --- statistics of what is told ---------------------------------------------------------------------------------------------

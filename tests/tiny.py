@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
+from kshot.meta import Algorithm
 from kshot.models import Backbone, BackboneSpec, Batch, EncodedEpisode, Learner, load_backbone, new_learner
 from kshot.models.batch import pad
 from kshot.tasks import Episode, EpisodeSampler, EpisodeSpec, load_tasks
@@ -68,6 +69,17 @@ def random_learner(seed: int = 0, ways: int = 1, pooling: str = "mean", dropout:
     }
     learner = learner.with_params(learner.params | {name: value.requires_grad_() for name, value in head.items()})
     return replace(learner, dropout=dropout > 0)
+
+
+def learner_for(algorithm: Algorithm, ways: int = 1, nudge: float = 0.0) -> Learner:
+    """A `random_learner` with what the algorithm adds to it, moved away from its start by ``nudge`` as training would."""
+    learner = random_learner(ways=ways)
+    generator = torch.Generator().manual_seed(2)
+    own = {
+        name: value.detach() + nudge * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        for name, value in algorithm.meta_parameters(learner).items()
+    }
+    return learner.with_params(learner.params | {name: value.requires_grad_() for name, value in own.items()})
 
 
 def random_batch(seed: int, counts: Sequence[int]) -> Batch:

@@ -20,8 +20,9 @@ from kshot.evaluation import EvaluationConfig
 from kshot.evaluation import evaluate as evaluate_run
 from kshot.files import disk_errors, require_writable
 from kshot.meta import ALGORITHMS
-from kshot.models import load_backbone, new_learner
-from kshot.models.precision import choose_matmul_route
+from kshot.models import add_adapter, load_backbone, new_learner
+from kshot.models.precision import choose_matmul_route, default_matmul_route, require_precision
+from kshot.models.select import ADAPTER
 from kshot.tasks import EpisodeSampler, EpisodeSpec, Task, TaskSuite, load_tasks, split_tasks
 from kshot.tasks.sources import BUNDLED, HUB
 from kshot.tasks.suite import SPLITS
@@ -102,7 +103,9 @@ def train(
     config = replace_config(config or Config(), _dotted(options))
     out = Path(out)
     name, hyperparameters, algorithm = config.new_algorithm()
+    adapter = config.adapter.named_by(getattr(algorithm, "adapts", ""), config.training.trains)
     require_device(config.device)
+    require_precision(config.precision, config.device)
     _require_free(out, resume, overwrite)
     shape = config.episodes.spec(name, suite.train)
     episodes = EpisodeSampler(suite.train, shape, config.training.seed)
@@ -112,19 +115,26 @@ def train(
     if shared:
         tell(f"Warning: {len(shared)} text(s) of meta-test also stand in meta-train, such as {shared[0][:80]!r}.")
     tell(f"{suite.name}: " + ", ".join(f"meta-{split} {_size(suite[split])}" for split in SPLITS))
-    backbone = load_backbone(config.backbone)
-    tell(choose_matmul_route())
-    learner = new_learner(backbone, config.device)
+    backbone = add_adapter(load_backbone(config.backbone), adapter, config.training.seed)
+    tell(choose_matmul_route() if config.fast else default_matmul_route())
+    learner = replace(new_learner(backbone, config.device), fast=config.fast, precision=config.precision)
+    packed = config.fast and backbone.packed is not None
+    tell(f"Forward pass: {'packed' if packed else 'that of the model'}, {config.precision}")
     corpora = {task.corpus.fingerprint: task.corpus for task in (*suite.train, *suite.validation)}
     learner = learner.with_stores(list(corpora.values()))
-    if algorithm.twice_differentiable:
+    if backbone.adapter is not None:
+        added = [value.numel() for name, value in learner.params.items() if name.startswith(ADAPTER)]
+        tell(f"Adapter: {adapter.kind}, {sum(added):,} weights in {len(added)} tensor(s).")
+    if algorithm.twice_differentiable and not packed:
         tell("Attention: the plain form, since this algorithm differentiates twice and the fused one cannot.")
     tell(f"{name}: {shape}; {outer.tasks_per_step} episode(s) a step, {outer.steps} steps")
     identity = {
         "algorithm": {"name": name, **hyperparameters},
-        "backbone": public_config(config)["backbone"],
+        "backbone": public_config(config)["backbone"] | {"pooling": backbone.spec.pooling},
+        **({"adapter": asdict(adapter)} if backbone.adapter is not None else {}),
         "episodes": asdict(shape),
         "validation": asdict(config.validation),
+        "precision": config.precision,
         "tasks": {split: _digest(suite[split]) for split in ("train", "validation")},
     }
     begin = time.perf_counter()

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from kshot.errors import ConfigError, listing, nearest
 from kshot.evaluation import EvaluationConfig
 from kshot.meta import ALGORITHMS, Algorithm, new_algorithm
-from kshot.models import BackboneSpec
+from kshot.models import AdapterSpec, BackboneSpec
 from kshot.tasks import EpisodeSpec, ReadOptions, SplitSpec, Task
 from kshot.training import TrainingConfig
 
@@ -48,25 +48,32 @@ class Config:
         tasks: the sources of tasks; see `kshot.tasks.load_tasks`.
         read: columns and limits of the files.
         split: how the tasks are divided.
-        backbone: the pretrained encoder.
+        backbone: the pretrained encoder or decoder.
+        adapter: the small weights added to it.
         algorithm: ``name`` and hyperparameters that differ from the algorithm's defaults.
         episodes: the shape of training episodes.
         validation: that of validation episodes.
         training: the outer loop.
         evaluation: the protocol.
         device: ``cpu`` or ``cuda``.
+        precision: of meta-training's products: ``fp32``, or ``bf16``, which rounds their factors.
+        fast: use what is faster and the same: the packed forward pass where the backbone has one, and the route of fp32
+            products that a probe finds exact.
     """
 
     tasks: tuple[str, ...] = ()
     read: ReadOptions = field(default_factory=ReadOptions)
     split: SplitSpec = field(default_factory=SplitSpec)
     backbone: BackboneSpec = field(default_factory=BackboneSpec)
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
     algorithm: dict[str, Any] = field(default_factory=lambda: {"name": "protonet"})
     episodes: EpisodeOptions = field(default_factory=EpisodeOptions)
     validation: EpisodeSpec = field(default_factory=lambda: EpisodeSpec(ways=5, shots=1, queries=5))
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     device: str = "cpu"
+    precision: str = "fp32"
+    fast: bool = True
 
     def new_algorithm(self) -> tuple[str, dict[str, Any], Algorithm]:
         """Return the algorithm's name, its hyperparameters, and the algorithm."""

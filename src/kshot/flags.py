@@ -19,9 +19,9 @@ DATA = {
     "read.max_text_characters": ("--max-text-characters", "A longer text is refused."),
 }
 TRAIN = {
-    "algorithm.name": ("--algorithm", "protonet, maml, fomaml, anil or reptile."),
+    "algorithm.name": ("--algorithm", "protonet, maml, anil, reptile or another; see docs/algorithms.md."),
     "backbone.name": ("--backbone", "minilm, tiny, a model's folder, or a hub name."),
-    "backbone.pooling": ("--pooling", "mean, cls or max."),
+    "backbone.pooling": ("--pooling", "auto, mean, cls, max or last."),
     "backbone.max_length": ("--max-length", "Tokens after which a text is cut."),
     "episodes.ways": ("--ways", "Labels a training episode, such as 20 or 5-20."),
     "episodes.shots": ("--shots", "Support examples a label, such as 5 or 1-10."),
@@ -30,6 +30,7 @@ TRAIN = {
     "training.lr": ("--lr", "Peak rate of the outer optimiser."),
     "training.seed": ("--seed", "Seed of episodes and dropout."),
     "device": ("--device", "cpu or cuda."),
+    "precision": ("--precision", "fp32, or bf16 for products of rounded factors."),
 }
 EVALUATE = {
     "evaluation.split": ("--part", "The part to draw episodes from: test, validation or train."),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kshot.errors import ConfigError, listing, nearest
 from kshot.models.batch import Batch, EncodedEpisode
+from kshot.models.focus import encoded, focused
 from kshot.models.learner import Learner, Params
 
 Adapted = Params
@@ -49,19 +51,39 @@ class Algorithm(ABC):
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         """Return the adapted learner's class scores (B, N)."""
 
-    def meta_loss(self, learner: Learner, episodes: Sequence[EncodedEpisode]) -> tuple[Tensor, Metrics]:
-        """Return the loss, averaged over episodes and differentiable in ``learner.params``, and what to show of it.
+    def at(self, step: int) -> Algorithm:
+        """Return the algorithm as it is at a meta-update, counted from 0: some change in the course of the training."""
+        return self
 
-        By default the query sets' cross-entropy after adapting to the support sets.
-        """
+    def meta_loss(self, learner: Learner, episodes: Sequence[EncodedEpisode]) -> tuple[Tensor, Metrics]:
+        """Return the loss, averaged over episodes and differentiable in ``learner.params``, and what to show of it."""
         losses, right = [], 0.0
         for episode in episodes:
-            logits = self.logits(learner, self.adapt(learner, episode.support), episode.query)
-            losses.append(F.cross_entropy(logits, episode.query.labels))
+            narrow, focal = focused(learner, episode)
+            loss, logits = self.episode_loss(narrow, focal if self.moves_backbone else encoded(narrow, focal))
+            losses.append(loss)
             right += accuracy(logits, episode.query.labels) / len(episodes)
         return torch.stack(losses).mean(), {"accuracy": right}
+
+    def episode_loss(self, learner: Learner, episode: EncodedEpisode) -> tuple[Tensor, Tensor]:
+        """Return an episode's meta-loss and the query set's class scores (B, N).
+
+        By default the query set's cross-entropy after adapting to the support set.
+        """
+        logits = self.logits(learner, self.adapt(learner, episode.support), episode.query)
+        return F.cross_entropy(logits, episode.query.labels), logits
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share of rows whose largest score is at their label."""
     return float((logits.argmax(-1) == labels).double().mean())
+
+
+def require_known(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse a hyperparameter that names none of what is known.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    if value not in known:
+        raise ConfigError(f"algorithm.{name} is '{value}'.{nearest(value, known)}", f"Expected {listing(known)}.")

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from kshot.errors import ConfigError, listing, nearest
-from kshot.meta.algorithm import Adapted, Algorithm
+from kshot.meta.algorithm import Adapted, require_known
+from kshot.meta.metric import Metric, class_means, head, unit
 from kshot.models.batch import Batch
-from kshot.models.learner import Learner
+from kshot.models.learner import Learner, Params
 
-METRICS = ("cosine", "euclidean")
+METRICS = ("cosine", "euclidean", "mahalanobis")
 
 
 @dataclass(frozen=True)
-class ProtoNet(Algorithm):
+class ProtoNet(Metric):
     """Classify by the nearest class mean of an embedding that episodes train.
 
     With f the encoder and S_k the support examples of class k (equations 1 and 2 of the paper)::
@@ -25,13 +25,26 @@ class ProtoNet(Algorithm):
         p(y = k | x) = softmax_k( -d(f(x), c_k) )
         meta-loss = mean over queries (x, y) of -log p(y | x)
 
+    The metrics are::
+
+        cosine:       -d = scale * cos(f(x), c_k),  f(x) of unit length
+        euclidean:     d = ||f(x) - c_k||^2
+        mahalanobis:   d = (f(x) - c_k)' M (f(x) - c_k),  M = L L' shared by all tasks
+
+    L is lower triangular with the exponential of its stored diagonal, so that M is positive-definite whatever is learned, and
+    one M has one L (Pinheiro & Bates); it starts at the identity, where the metric is euclidean.
+
     Args:
-        metric: ``euclidean``, d = ||f(x) - c_k||^2; or ``cosine``, -d = scale * cos(f(x), c_k) with f(x) of unit length.
-        scale: the inverse temperature of the cosine.
+        metric: ``cosine``, ``euclidean`` or ``mahalanobis``.
+        scale: the inverse temperature of the cosine, or where it starts.
+        learn_scale: whether the scale is meta-learned.
 
     References:
         Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", arXiv:1703.05175.
         Gidaris, Komodakis 2018, "Dynamic Few-Shot Visual Learning without Forgetting", arXiv:1804.09458 (scaled cosine).
+        Bateni, Goyal, Masrani, Wood, Sigal 2020, "Improved Few-Shot Visual Classification", arXiv:1912.03432 (Mahalanobis
+        distance to class means; there of covariances estimated in each task).
+        Pinheiro, Bates 1996, "Unconstrained parametrizations for variance-covariance matrices", Statistics and Computing 6.
 
     Example:
         >>> ProtoNet(metric="euclidean").twice_differentiable
@@ -40,26 +53,32 @@ class ProtoNet(Algorithm):
 
     metric: str = "cosine"
     scale: float = 20.0
+    learn_scale: bool = True
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ConfigError(
-                f"algorithm.metric is '{self.metric}'.{nearest(self.metric, METRICS)}", f"Expected {listing(METRICS)}."
-            )
-        if not self.scale > 0:
-            raise ConfigError(f"algorithm.scale is {self.scale}.", "A number above 0 is expected.")
+        super().__post_init__()
+        require_known("metric", self.metric, METRICS)
+
+    def meta_parameters(self, learner: Learner) -> Params:
+        if self.metric == "mahalanobis":
+            width = head(learner).shape[1]
+            return {"meta.factor": head(learner).new_zeros(width, width)}
+        return super().meta_parameters(learner) if self.metric == "cosine" else {}
 
     def adapt(self, learner: Learner, support: Batch) -> Adapted:
-        z = self._embed(learner, support)
-        members = F.one_hot(support.labels, support.ways).to(z.dtype)  # (B, N)
-        return {"prototypes": members.T @ z / members.sum(0).unsqueeze(1)}
+        return {"prototypes": class_means(self._embed(learner, support), support)}
 
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         z, c = self._embed(learner, query), adapted["prototypes"]
         if self.metric == "cosine":
-            return self.scale * z @ F.normalize(c, dim=-1).T
+            return self.inverse_temperature(learner) * z @ F.normalize(c, dim=-1).T
         return -(z.unsqueeze(1) - c).square().sum(-1)
 
     def _embed(self, learner: Learner, batch: Batch) -> Tensor:
+        if self.metric == "cosine":
+            return unit(learner, batch)
         z = learner.features(learner.params, batch)
-        return F.normalize(z, dim=-1) if self.metric == "cosine" else z
+        if self.metric == "euclidean":
+            return z
+        stored = self.meta(learner)["meta.factor"]
+        return z @ (stored.tril(-1) + stored.diagonal().exp().diag())  # as row vectors: (z - c) M (z - c)' = ||(z - c) L||^2

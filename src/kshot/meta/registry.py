@@ -8,9 +8,15 @@ from typing import Any
 
 from kshot.errors import ConfigError, listing, nearest
 from kshot.meta.algorithm import Algorithm
+from kshot.meta.cavia import CAVIA
 from kshot.meta.maml import MAML
+from kshot.meta.mamlpp import MAMLPlusPlus
+from kshot.meta.matching import Matching
+from kshot.meta.metasgd import MetaSGD
 from kshot.meta.protonet import ProtoNet
+from kshot.meta.relation import Relation
 from kshot.meta.reptile import Reptile
+from kshot.meta.ridge import R2D2
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,18 @@ class Entry:
 
 ALGORITHMS: dict[str, Entry] = {
     "protonet": Entry(ProtoNet, ways=20, tasks_per_step=1),
+    "matching": Entry(Matching, ways=20, tasks_per_step=1),
+    "relation": Entry(Relation, ways=20, tasks_per_step=1),
+    "r2d2": Entry(R2D2, ways=20, tasks_per_step=1),
     "maml": Entry(MAML),
-    "fomaml": Entry(MAML, {"order": 1}),
+    "fomaml": Entry(MAML, {"hypergradient": "first-order"}),
+    "maml++": Entry(MAMLPlusPlus, {"first_order_steps": 5}),
+    "metasgd": Entry(MetaSGD),
     "anil": Entry(MAML, {"adapts": "head"}),
+    "boil": Entry(MAML, {"adapts": "body", "head_start": "learned"}),
+    "protomaml": Entry(MAML, {"head_start": "prototypes"}),
+    "imaml": Entry(MAML, {"hypergradient": "implicit", "l2_to_start": 0.05, "inner_steps": 10}),
+    "cavia": Entry(CAVIA),
     "reptile": Entry(Reptile),
 }
 
@@ -55,11 +70,11 @@ def new_algorithm(name: str, options: Mapping[str, Any] | None = None) -> Algori
         ConfigError: an unknown name or hyperparameter (the nearest is named), or a value of the wrong type.
 
     Example:
-        >>> new_algorithm("anil", {"inner_steps": 10})
-        MAML(inner_lr=0.01, head_lr=10.0, inner_steps=10, adapt_steps=None, order=2, adapts='head')
+        >>> new_algorithm("anil", {"inner_steps": 10}).adapts
+        'head'
     """
     if name not in ALGORITHMS:
-        raise ConfigError(f"No algorithm '{name}'.{nearest(name, ALGORITHMS)}", f"There are: {listing(ALGORITHMS)}.")
+        raise ConfigError(f"No algorithm '{name}'.{nearest(name, ALGORITHMS)}", f"There are: {listing(ALGORITHMS, len(ALGORITHMS))}.")
     entry = ALGORITHMS[name]
     known = entry.options()
     for option, value in (options or {}).items():
@@ -73,7 +88,8 @@ def new_algorithm(name: str, options: Mapping[str, Any] | None = None) -> Algori
 
 
 def _require_type(where: str, value: Any, default: Any) -> None:
-    wanted: tuple[type, ...] = {float: (float, int), int: (int,), str: (str,), type(None): (int, type(None))}[type(default)]
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        names = " or ".join("empty" if kind is type(None) else kind.__name__ for kind in wanted)
+    wanted: dict[type, tuple[type, ...]] = {float: (float, int), type(None): (int, type(None))}
+    kinds = wanted.get(type(default), (type(default),))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join("empty" if kind is type(None) else kind.__name__ for kind in kinds)
         raise ConfigError(f"{where} is {value!r}.", f"Expected {names}, such as {default!r}.")

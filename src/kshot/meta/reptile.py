@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kshot.errors import ConfigError
-from kshot.meta.algorithm import Adapted, Metrics, accuracy
-from kshot.meta.gradient import InnerLoop
+from kshot.meta.algorithm import Adapted
+from kshot.meta.heads import HEAD_STARTS
+from kshot.meta.inner import InnerLoop, last
 from kshot.models.batch import Batch, EncodedEpisode, join
+from kshot.models.focus import focus
 from kshot.models.learner import Learner
+from kshot.models.select import HEAD
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,7 @@ class Reptile(InnerLoop):
     Meta-training uses the support and the query set of an episode together: Reptile needs no split. So its training accuracy is
     on examples that the steps have seen.
 
-    Args:
-        inner_lr: the rate of the inner steps, for the backbone.
-        head_lr: that of the head.
-        inner_steps: T in meta-training.
-        adapt_steps: T when adapting to a new task; None for ``inner_steps``.
-        adapts: the selector of what moves in the inner loop.
+    The arguments are those of `kshot.meta.inner.InnerLoop`.
 
     References:
         Nichol, Achiam, Schulman 2018, "On First-Order Meta-Learning Algorithms", arXiv:1803.02999.
@@ -41,12 +38,6 @@ class Reptile(InnerLoop):
         >>> Reptile(inner_steps=3).twice_differentiable
         False
     """
-
-    inner_lr: float = 1e-2
-    head_lr: float = 10.0
-    inner_steps: int = 5
-    adapt_steps: int | None = None
-    adapts: str = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,16 +53,14 @@ class Reptile(InnerLoop):
             )
 
     def adapt(self, learner: Learner, support: Batch) -> Adapted:
-        steps = self.steps
+        narrow, steps = focus(learner, support), self.steps
         with torch.no_grad():
-            return self.descend(learner, learner.start(support.ways), support, steps)
+            return narrow.widen(last(replace(self, adapt_steps=steps).descend(narrow.learner, narrow.batches[0])))
 
-    def meta_loss(self, learner: Learner, episodes: Sequence[EncodedEpisode]) -> tuple[Tensor, Metrics]:
-        distances, right = [], 0.0
-        for episode in episodes:
-            u = self.adapt(learner, join(episode.support, episode.query))
-            theta = learner.start(episode.ways)
-            distances.append(torch.stack([(theta[name] - u[name]).square().sum() for name in u]).sum() / 2)
-            with torch.no_grad():
-                right += accuracy(self.logits(learner, u, episode.query), episode.query.labels) / len(episodes)
-        return torch.stack(distances).mean(), {"accuracy": right}
+    def episode_loss(self, learner: Learner, episode: EncodedEpisode) -> tuple[Tensor, Tensor]:
+        u = self.adapt(learner, join(episode.support, episode.query))
+        theta = self.start(learner, episode.support)
+        own = [name for name in u if not (name.startswith(HEAD) and HEAD_STARTS[self.head_start].of_support)]
+        distance = torch.stack([(theta[name] - u[name]).square().sum() for name in own]).sum() / 2
+        with torch.no_grad():
+            return distance, self.logits(learner, u, episode.query)

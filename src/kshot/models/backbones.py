@@ -1,11 +1,12 @@
-"""Backbones: pretrained Hugging Face encoders with their tokenizers, by alias, by path or by hub name."""
+"""Backbones: pretrained Hugging Face encoders and decoders with their tokenizers, by alias, by path or by hub name."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from kshot.errors import BackboneError, ConfigError, listing, nearest
+from kshot.models.adapters import Adapter
+from kshot.models.packed import PackedEncoder, packed_encoder
 from kshot.models.select import BACKBONE
 
 DEFAULT_BACKBONE = "minilm"
@@ -47,21 +50,22 @@ class BackboneSpec:
 
     Args:
         name: an alias (``minilm``, ``tiny``), the path of a Hugging Face model folder, or a hub name.
-        pooling: ``mean`` over the tokens, ``cls`` (the first token) or ``max``.
+        pooling: ``mean`` over the tokens, ``cls`` (the first token), ``max``, ``last`` (the last token), or ``auto``: ``last``
+            for decoders, where it alone has seen the whole text, and ``mean`` for encoders.
         max_length: texts are cut after this many tokens.
         prefix: put before every text (E5 models want ``"query: "``).
     """
 
     name: str = DEFAULT_BACKBONE
-    pooling: str = "mean"
+    pooling: str = "auto"
     max_length: int = 128
     prefix: str = ""
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
+        known = ("auto", *POOLINGS)
+        if self.pooling not in known:
             raise ConfigError(
-                f"backbone.pooling is '{self.pooling}'.{nearest(self.pooling, POOLINGS)}",
-                f"Expected one of {listing(POOLINGS)}.",
+                f"backbone.pooling is '{self.pooling}'.{nearest(self.pooling, known)}", f"Expected one of {listing(known)}."
             )
         if self.max_length < 3:
             raise ConfigError(f"backbone.max_length is {self.max_length}.", "At least 3 is expected.")
@@ -80,36 +84,79 @@ def _maximum(states: Tensor, mask: Tensor) -> Tensor:
     return states.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(states.dtype).min).amax(1)
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "cls": _first, "max": _maximum}
+def _last(states: Tensor, mask: Tensor) -> Tensor:
+    return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "cls": _first, "max": _maximum, "last": _last}
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained encoder, its tokenizer, and how its token states become one vector a text."""
+    """A pretrained encoder or decoder, its tokenizer, and how its token states become one vector a text.
+
+    Args:
+        model: a Hugging Face model without a head.
+        tokenizer: its tokenizer.
+        spec: how texts pass through it; a pooling ``auto`` is replaced by what it means for this model.
+        adapter: the small weights added to it by `kshot.models.adapters.add_adapter`.
+    """
 
     model: Any
     tokenizer: Any
     spec: BackboneSpec = field(default_factory=BackboneSpec)
+    adapter: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        if self.spec.pooling == "auto":
+            object.__setattr__(self, "spec", replace(self.spec, pooling="last" if self.is_decoder else "mean"))
+
+    @cached_property
+    def is_decoder(self) -> bool:
+        """Whether each token state sees the tokens before it only."""
+        from transformers.models.auto import modeling_auto as auto
+
+        config = self.model.config
+        if getattr(config, "use_bidirectional_attention", None):
+            return False
+        generates = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        return getattr(config, "is_decoder", False) or (
+            generates and config.model_type not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        )
 
     @property
     def hidden_size(self) -> int:
         """The width of the text vectors."""
         return int(self.model.config.hidden_size)
 
+    @cached_property
+    def word_vectors(self) -> tuple[str, int]:
+        """The name of the word vectors' matrix (V, H), and the row that stands for padding (-1 where none does)."""
+        table = self.model.get_input_embeddings()
+        name = next(name for name, parameter in self.parameters().items() if parameter is table.weight)
+        return name, -1 if table.padding_idx is None else int(table.padding_idx)
+
     @property
     def max_length(self) -> int:
-        """The number of tokens after which texts are cut: what was asked, within what the model can take."""
+        """The number of tokens after which texts are cut: what was asked, within what the model can take behind a prompt."""
         limits = [self.spec.max_length, getattr(self.tokenizer, "model_max_length", None)]
         positions = getattr(self.model.config, "max_position_embeddings", None)
         if positions:  # RoBERTa counts positions from its padding index + 1
-            limits.append(positions - (self.model.config.pad_token_id + 1 if "roberta" in self.model.config.model_type else 0))
+            taken = self.model.config.pad_token_id + 1 if "roberta" in self.model.config.model_type else 0
+            limits.append(positions - taken - (self.adapter.tokens if self.adapter else 0))
         return min(limit for limit in limits if limit and limit < _TOKENIZER_LIMIT)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Return the token ids of each text, cut at `max_length`, special tokens included, not padded."""
+        """Return the token ids of each text, one or more, cut at `max_length`, special tokens included, not padded."""
         texts = [self.spec.prefix + text for text in texts]
-        ids: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
-        return ids
+        listed: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        return [ids or [self._filler] for ids in listed]
+
+    @property
+    def _filler(self) -> int:
+        """The token that stands for a text without any, such as an empty one where a tokenizer adds no special tokens."""
+        known = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        return next((token for token in known if token is not None), 0)
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """Return text vectors (B, H) of token states (B, L, H) and the attention mask (B, L)."""
@@ -117,21 +164,60 @@ class Backbone:
 
     def states(self, params: Mapping[str, Tensor], input_ids: Tensor, mask: Tensor) -> Tensor:
         """Return the token states (B, L, H) at parameters given by the names that a learner uses."""
-        weights = {name.removeprefix(BACKBONE): value for name, value in params.items() if name.startswith(BACKBONE)}
-        inputs = {"input_ids": input_ids, "attention_mask": mask}
-        states: Tensor = functional_call(self.model, weights, args=(), kwargs=inputs).last_hidden_state
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
+        if self.is_decoder and getattr(self.model.config, "use_cache", False):
+            inputs["use_cache"] = False  # keys and values are kept for generating, which nothing here does
+        module, names = self._module
+        weights = {names[name]: value for name, value in params.items() if name in names}
+        states: Tensor = functional_call(module, weights, args=(), kwargs=inputs).last_hidden_state
         return states
 
+    @cached_property
+    def _module(self) -> tuple[torch.nn.Module, Mapping[str, str]]:
+        """What evaluates the backbone, and its own names of its parameters by those that a learner uses."""
+        if self.adapter is not None:
+            return self.adapter.module, self.adapter.names
+        return self.model, {BACKBONE + name: name for name, _ in self.model.named_parameters()}
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return the module's parameters by the names that a learner uses.
+
+        ``backbone.*`` as Hugging Face names those of the plain model, and ``adapter.*`` (`kshot.models.adapters.Adapter`).
+        """
+        module, names = self._module
+        own = dict(module.named_parameters())
+        return {name: own[theirs] for name, theirs in names.items()}
+
+    @cached_property
+    def packed(self) -> PackedEncoder | None:
+        """The fast forward pass, which is the same function; None where this kind of model or adapter has none."""
+        encoder = packed_encoder(self.model, self.spec.pooling)
+        if encoder is None or self.adapter is None:
+            return encoder
+        plain = self.adapter.spec.kind == "prompt" or self.adapter.spec.dropout > 0
+        return None if plain else replace(encoder, lora_scaling=self.adapter.scaling)
+
     def use_attention(self, twice_differentiable: bool) -> None:
-        """Choose the attention kernel: PyTorch's fused one has no second derivative, the plain one has."""
-        self.model.set_attn_implementation("eager" if twice_differentiable else "sdpa")
+        """Choose the attention kernel: PyTorch's fused one has no second derivative, the plain one has.
+
+        Raises:
+            BackboneError: the model cannot be switched to the plain form.
+        """
+        wanted = "eager" if twice_differentiable or not self.model._supports_sdpa else "sdpa"
+        self.model.set_attn_implementation(wanted)
+        if twice_differentiable and self.model.config._attn_implementation != wanted:
+            raise BackboneError(
+                f"The backbone's attention ({self.model.config.model_type}) cannot be switched to its plain form, "
+                "and its fused one has no second derivative.",
+                "An algorithm of first order is expected for it, such as fomaml, reptile or protonet.",
+            )
 
 
 def load_backbone(spec: BackboneSpec | None = None) -> Backbone:
-    """Load a pretrained encoder and its tokenizer.
+    """Load a pretrained encoder or decoder and its tokenizer.
 
     Raises:
-        BackboneError: neither a package, a folder nor a reachable hub model has this name, or it is not an encoder.
+        BackboneError: neither a package, a folder nor a reachable hub model has this name, or it is an encoder-decoder.
     """
     spec = spec or BackboneSpec()
     from transformers import AutoModel, AutoTokenizer
@@ -152,7 +238,7 @@ def load_backbone(spec: BackboneSpec | None = None) -> Backbone:
     if getattr(model.config, "is_encoder_decoder", False):
         raise BackboneError(
             f"The backbone '{spec.name}' is an encoder-decoder ({model.config.model_type}).",
-            "Classification needs an encoder such as BERT, RoBERTa or MiniLM.",
+            "Classification needs an encoder such as BERT or MiniLM, or a decoder such as Llama or GPT-2.",
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ class Batch:
         labels: class indices (B,).
         ways: the number of classes N.
         features: text vectors (B, H) that stand for the tokens; a frozen or already applied encoder is not run again.
+        states: what enters layer ``first_layer``, where those below were already applied; one tensor a pass of the learner.
+        first_layer: see ``states``.
+        memo: what a learner works out of the tokens once and uses in every inner step; never copied to another batch.
     """
 
     labels: Tensor
@@ -26,6 +30,9 @@ class Batch:
     input_ids: Tensor | None = None
     mask: Tensor | None = None
     features: Tensor | None = None
+    states: tuple[Tensor, ...] = ()
+    first_layer: int = 0
+    memo: dict[str, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,6 +49,12 @@ class Batch:
     def with_features(self, features: Tensor) -> Batch:
         """Return the batch with its tokens replaced by text vectors."""
         return replace(self, input_ids=None, mask=None, features=features)
+
+    def with_states(self, states: tuple[Tensor, ...], first_layer: int) -> Batch:
+        """Return the batch with its lower layers applied."""
+        batch = replace(self, states=states, first_layer=first_layer)
+        batch.memo.update(self.memo)  # the tokens are the same
+        return batch
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ weights, finite differences and vectorised tasks all use the same code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,12 +16,26 @@ from torch.nn import functional as F
 
 from kshot.models.backbones import Backbone
 from kshot.models.batch import Batch, EncodedEpisode, by_length, pad
-from kshot.models.select import BACKBONE, HEAD
+from kshot.models.packed_batch import Packing
+from kshot.models.select import ADAPTER, BACKBONE, HEAD
 from kshot.models.tokens import TokenStore, token_store
+from kshot.models.vectors import VectorStore, vector_store
 from kshot.tasks import Corpus, Episode, Examples
 
 Params = dict[str, Tensor]
-_TOKENS_A_PASS = 1_024
+T = TypeVar("T")
+_PLAIN_TOKENS = 1_024  # padded, a pass on a processor: padding costs time there, and small products are cheap
+_PACKED_TOKENS = 8_192
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Some rows of a batch that go through the encoder together."""
+
+    rows: list[int]
+    input_ids: Tensor
+    mask: Tensor
+    packing: Packing | None
 
 
 @dataclass(frozen=True)
@@ -33,25 +48,26 @@ class Learner:
 
     Args:
         backbone: the encoder and tokenizer.
-        params: the meta-parameters by name: ``backbone.*``, ``head.*``, and an algorithm's own ``meta.*``.
+        params: the meta-parameters by name: ``backbone.*``, ``adapter.*``, ``head.*``, and an algorithm's own ``meta.*``.
         dropout: whether the backbone's dropout is active.
         stores: token ids of corpora, by fingerprint.
+        vectors: text vectors of corpora, by fingerprint, where the backbone stays as it is.
+        fast: whether to use the packed forward pass where the backbone has one; it is the same function.
+        precision: ``fp32``, or ``bf16`` for products of rounded factors.
     """
 
     backbone: Backbone
     params: Params
     dropout: bool = False
     stores: dict[str, TokenStore] = field(default_factory=dict)
+    vectors: dict[str, VectorStore] = field(default_factory=dict)
+    fast: bool = True
+    precision: str = "fp32"
 
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""
         return next(iter(self.params.values())).device
-
-    @property
-    def _budget(self) -> int:
-        """Padded tokens a forward pass: few on a processor, where padding costs time and small products are cheap."""
-        return _TOKENS_A_PASS if self.device.type == "cpu" else 64 * _TOKENS_A_PASS
 
     def start(self, ways: int) -> Params:
         """Return the parameters with the head's shared class vector copied for ``ways`` classes: weight (N, H), bias (N,)."""
@@ -62,15 +78,65 @@ class Learner:
         """Return text vectors (B, H)."""
         if batch.features is not None:
             return batch.features
-        assert batch.input_ids is not None and batch.mask is not None
+        passes = self._passes(batch)
+        below = batch.states or (None,) * len(passes)
+        vectors = [self._forward(params, *both, batch.first_layer) for both in zip(passes, below, strict=True)]
+        in_order = len(passes) == 1 and passes[0].rows == sorted(passes[0].rows)
+        return vectors[0] if in_order else torch.cat(vectors)[_back([one.rows for one in passes])]
+
+    def lowered(self, batch: Batch, moving: Iterable[str]) -> Batch:
+        """Return the batch with the layers below the lowest that moves applied, differentiably where gradients are on.
+
+        The same batch where there is nothing below, where each step draws its own dropout, and without the packed forward.
+        """
+        packed = self.backbone.packed
+        first = 0 if packed is None or self.dropout else packed.lowest_layer(_module_names(dict.fromkeys(moving)))
+        passes = self._passes(batch) if first and batch.features is None else []
+        if packed is None or not passes or any(one.packing is None for one in passes):
+            return batch
+        names = _module_names(self.params)
+        packings = [one.packing for one in passes if one.packing is not None]
+        states = [packed.states(names, packing, precision=self.precision, last_layer=first) for packing in packings]
+        return batch.with_states(tuple(states), first)
+
+    def _forward(self, params: Mapping[str, Tensor], one: _Pass, states: Tensor | None, first_layer: int) -> Tensor:
+        """Return the text vectors of one pass: by the packed forward where there is one, by the model's own elsewhere."""
+        packed = self.backbone.packed
+        if packed is not None and one.packing is not None:
+            return packed.features(
+                _module_names(params),
+                one.packing,
+                dropout=self.dropout,
+                precision=self.precision,
+                first_layer=first_layer,
+                states=states,
+            )
         self.backbone.model.train(self.dropout)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            states = self.backbone.states(params, one.input_ids, one.mask)
+        return self.backbone.pool(states.to(next(iter(params.values())).dtype), one.mask)
+
+    def _passes(self, batch: Batch) -> list[_Pass]:
+        """Return a batch's passes, worked out once."""
+        key = f"passes, fast={self.fast}"
+        if key not in batch.memo:
+            batch.memo[key] = self._divided(batch)
+        passes: list[_Pass] = batch.memo[key]
+        return passes
+
+    def _divided(self, batch: Batch) -> list[_Pass]:
+        """Divide a batch into passes of texts of like length."""
+        assert batch.input_ids is not None and batch.mask is not None
+        packed = self.backbone.packed if self.fast else None
+        budget = (_PACKED_TOKENS if packed else _PLAIN_TOKENS) * (1 if self.device.type == "cpu" else 64)
         lengths = batch.mask.sum(1).tolist()
-        groups = by_length(lengths, self._budget)
-        vectors = []
-        for group in groups:
-            ids, mask = (tokens[group, : lengths[group[-1]]] for tokens in (batch.input_ids, batch.mask))
-            vectors.append(self.backbone.pool(self.backbone.states(params, ids, mask), mask))
-        return torch.cat(vectors)[_back(groups)]
+        whole = sum(lengths) <= budget and packed is not None
+        passes = []
+        for rows in [list(range(len(lengths)))] if whole else by_length(lengths, budget):
+            width = max(lengths[row] for row in rows) if rows else 0
+            ids, mask = (tokens[rows, :width] for tokens in (batch.input_ids, batch.mask))
+            passes.append(_Pass(rows, ids, mask, packed.pack(ids, mask) if packed else None))
+        return passes
 
     def logits(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the head's class scores (B, N), of text vectors of unit length, so that inner rates suit any backbone."""
@@ -86,11 +152,14 @@ class Learner:
         return batch.with_features(self.features(self.params, batch))
 
     def batch(self, examples: Examples, ways: int, corpus: str = "") -> Batch:
-        """Return the examples as a padded batch; token ids come from the store of their corpus where it is open."""
+        """Return the examples as a batch: vectors or token ids from the stores of their corpus, where they are open."""
+        labels = torch.tensor(examples.labels, dtype=torch.long)
+        if corpus in self.vectors and examples.rows:
+            return Batch(labels, ways, features=self.vectors[corpus].rows(examples.rows)).to(self.device)
         store = self.stores.get(corpus) if examples.rows else None
         tokens = self.backbone.tokenize(list(examples.texts)) if store is None else store.rows(examples.rows)
         input_ids, mask = pad(tokens, self.backbone.tokenizer.pad_token_id or 0)
-        return Batch(torch.tensor(examples.labels, dtype=torch.long), ways, input_ids, mask).to(self.device)
+        return Batch(labels, ways, input_ids, mask).to(self.device)
 
     def encode(self, episode: Episode) -> EncodedEpisode:
         """Return an episode's support and query batches."""
@@ -101,7 +170,8 @@ class Learner:
     def embed(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Return the vectors (n, H) of texts given as token ids, batched by length so that little is padded."""
         quiet, padding = replace(self, dropout=False), self.backbone.tokenizer.pad_token_id or 0
-        groups = by_length([len(ids) for ids in tokens], self._budget)
+        budget = _PLAIN_TOKENS if self.device.type == "cpu" else 64 * _PLAIN_TOKENS
+        groups = by_length([len(ids) for ids in tokens], budget)
         vectors = [torch.empty(0, self.backbone.hidden_size, device=self.device)]
         for group in groups:
             ids, mask = pad([tokens[index] for index in group], padding)
@@ -117,9 +187,23 @@ class Learner:
         """Return the learner with the token ids of these corpora at hand, tokenised now or in an earlier process."""
         return replace(self, stores={corpus.fingerprint: token_store(corpus, self.backbone) for corpus in corpora})
 
+    def with_vectors(self, most: int) -> Learner:
+        """Return the learner with the text vectors of its corpora at hand, encoded now or in an earlier process.
+
+        Args:
+            most: a corpus with more rows is left: encoding it whole would cost more than encoding what is used of it.
+        """
+        chosen = {corpus: tokens for corpus, tokens in self.stores.items() if len(tokens) <= most}
+        return replace(self, vectors={corpus: vector_store(corpus, tokens, self) for corpus, tokens in chosen.items()})
+
     def with_params(self, params: Mapping[str, Tensor]) -> Learner:
         """Return the learner at other parameters."""
         return replace(self, params=dict(params))
+
+
+def _module_names(params: Mapping[str, T]) -> dict[str, T]:
+    """Return what is given by a learner's names by those of the backbone's modules."""
+    return {name.removeprefix(BACKBONE).removeprefix(ADAPTER): value for name, value in params.items()}
 
 
 def _back(groups: Sequence[Sequence[int]]) -> Tensor:
@@ -132,7 +216,7 @@ def new_learner(backbone: Backbone, device: str | torch.device = "cpu") -> Learn
     hidden = backbone.hidden_size
     dtype = next(backbone.model.parameters()).dtype
     backbone.model.to(device)
-    params = {BACKBONE + name: parameter.detach().clone() for name, parameter in backbone.model.named_parameters()}
+    params = {name: parameter.detach().to(device, copy=True) for name, parameter in backbone.parameters().items()}
     params[HEAD + "weight"] = torch.zeros(1, hidden, dtype=dtype, device=device)
     params[HEAD + "bias"] = torch.zeros(1, dtype=dtype, device=device)
     return Learner(backbone, {name: value.requires_grad_() for name, value in params.items()})

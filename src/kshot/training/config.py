@@ -19,6 +19,8 @@ class TrainingConfig:
         steps: meta-updates.
         tasks_per_step: episodes a meta-update; None for the algorithm's usual number.
         lr: the peak rate of AdamW.
+        meta_lr: that for the algorithm's own parameters: learned rates, scales, metrics, class vectors. They start from
+            nothing, and a rate that suits pretrained weights would leave them there.
         weight_decay: of AdamW, on matrices (not on biases, norms and the head's start).
         warmup: the share of the steps over which the rate rises linearly.
         schedule: how it falls afterwards: ``linear`` to zero, ``cosine`` to zero, or ``constant``.
@@ -34,6 +36,7 @@ class TrainingConfig:
     steps: int = 100
     tasks_per_step: int | None = None
     lr: float = 5e-5
+    meta_lr: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.1
     schedule: str = "linear"
@@ -49,7 +52,7 @@ class TrainingConfig:
         for name, value, known in (("schedule", self.schedule, SCHEDULES), ("dropout", self.dropout, DROPOUTS)):
             if value not in known:
                 raise ConfigError(f"training.{name} is '{value}'.{nearest(value, known)}", f"Expected {listing(known)}.")
-        for name in ("steps", "lr"):
+        for name in ("steps", "lr", "meta_lr"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}.", "A number above 0 is expected.")
         for name in ("weight_decay", "clip", "validate_every", "validation_episodes", "patience"):
@@ -62,8 +65,12 @@ class TrainingConfig:
 
     def rate(self, step: int) -> float:
         """Return AdamW's rate at a step, counted from 0."""
+        return self.lr * self.factor(step)
+
+    def factor(self, step: int) -> float:
+        """Return the share of the peak rates at a step, counted from 0."""
         rising = self.warmup * self.steps
         if step < rising:
-            return self.lr * (step + 1) / math.ceil(rising)
+            return (step + 1) / math.ceil(rising)
         along = (step - rising) / max(1, self.steps - rising)
-        return self.lr * {"linear": 1 - along, "cosine": (1 + math.cos(math.pi * along)) / 2, "constant": 1.0}[self.schedule]
+        return {"linear": 1 - along, "cosine": (1 + math.cos(math.pi * along)) / 2, "constant": 1.0}[self.schedule]

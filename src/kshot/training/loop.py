@@ -90,6 +90,8 @@ def meta_train(
             return meta_train(learner, algorithm, episodes, validation, config, Path(name), callbacks, resume, record)
     learner = _trainable(learner, algorithm, config)
     names = select_trained(learner, config)
+    if not algorithm.moves_backbone and all(name.startswith((HEAD, "meta.")) for name in names):
+        learner = learner.with_vectors(_texts_drawn(episodes, validation, config))
     optimizer = _optimizer(learner, names, config)
     state, history = State(), History()
     identity = {"training": asdict(config), **(record or {})}
@@ -150,14 +152,27 @@ def select_trained(learner: Learner, config: TrainingConfig) -> tuple[str, ...]:
     return names
 
 
+def _texts_drawn(episodes: EpisodeSampler, validation: Sequence[Episode], config: TrainingConfig) -> int:
+    """Return about how many texts a training encodes where it does so episode by episode."""
+    first = episodes[0]
+    each = len(first.support.texts) + len(first.query.texts)
+    checks = config.steps // config.validate_every if config.validate_every else 0
+    return config.steps * (config.tasks_per_step or 1) * each + checks * sum(len(e.support.texts) for e in validation)
+
+
 def _optimizer(learner: Learner, names: Sequence[str], config: TrainingConfig) -> torch.optim.AdamW:
+    own = [name for name in names if name.startswith("meta.")]
     decayed = [name for name in names if learner.params[name].dim() > 1 and not name.startswith((HEAD, "meta."))]
-    others = [name for name in names if name not in set(decayed)]
+    others = [name for name in names if name not in {*own, *decayed}]
     groups = [
-        {"params": [learner.params[name] for name in decayed], "weight_decay": config.weight_decay},
-        {"params": [learner.params[name] for name in others], "weight_decay": 0.0},
+        {"params": [learner.params[name] for name in listed], "weight_decay": decay, "lr": lr, "peak": lr}
+        for listed, decay, lr in (
+            (decayed, config.weight_decay, config.lr),
+            (others, 0.0, config.lr),
+            (own, 0.0, config.meta_lr),
+        )
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
+    return torch.optim.AdamW([group for group in groups if group["params"]])
 
 
 def _restore(learner: Learner, optimizer: torch.optim.Optimizer, path: Path, identity: dict[str, Any]) -> tuple[State, History]:
@@ -189,9 +204,10 @@ def _step(
     """One meta-update. Episodes are back-propagated one by one: the mean's gradient, with one episode's memory."""
     rate = config.rate(step)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["peak"] * config.factor(step)
     optimizer.zero_grad(set_to_none=True)
     trained = [learner.params[name] for name in names]
+    algorithm = algorithm.at(step)
     totals: dict[str, float] = {}
     for index in range(step * batch_size, (step + 1) * batch_size):
         loss, metrics = algorithm.meta_loss(learner, [learner.encode(episodes[index])])
@@ -242,4 +258,4 @@ def _final(learner: Learner, state: State | None, folder: Path) -> Learner:
     """Return the learner at the best parameters of a finished training, at the last ones where none were measured."""
     params = load_params(folder / BEST) if state is not None and state.best_step else learner.params
     params = {name: value.detach().to(learner.device).requires_grad_() for name, value in params.items()}
-    return replace(learner, params=params, dropout=False)
+    return replace(learner, params=params, dropout=False, precision="fp32", vectors={})

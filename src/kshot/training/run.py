@@ -1,7 +1,7 @@
 """A run: the folder that meta-training writes and that adapting, evaluating and serving read.
 
-It holds the backbone in Hugging Face's form, the head and the algorithm's own meta-parameters, and ``kshot.json`` with the
-adaptation mechanism. It holds no text, no label and no path of the data that it was trained on.
+It holds the backbone in Hugging Face's form, the head, the adapter and the algorithm's own meta-parameters, and ``kshot.json``
+with the adaptation mechanism. It holds no text, no label and no path of the data that it was trained on.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from safetensors.torch import load_file, save_file
 from kshot.errors import RunError, listing
 from kshot.files import disk_errors, write_json
 from kshot.meta import Algorithm, new_algorithm
-from kshot.models import Backbone, BackboneSpec, Learner, Params, load_backbone, new_learner
-from kshot.models.select import BACKBONE
+from kshot.models import AdapterSpec, BackboneSpec, Learner, Params, add_adapter, load_backbone, new_learner
+from kshot.models.select import ADAPTER, BACKBONE
 from kshot.tasks import Task
 
 RUN_SCHEMA = 1
 CARD = "kshot.json"
 _BACKBONE = "backbone"
 _HEAD = "head.safetensors"
+_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Run:
     """A meta-trained run.
 
     Args:
-        learner: backbone and head at their meta-trained values.
+        learner: backbone, adapter and head at their meta-trained values.
         algorithm: how the learner adapts.
         algorithm_name: the algorithm's name and
         options: hyperparameters, from which it is made again.
@@ -83,8 +84,10 @@ def save_run(run: Run, folder: Path) -> Run:
     with disk_errors(folder):
         (folder / CARD).unlink(missing_ok=True)
         target = folder / _BACKBONE
-        weights = {n.removeprefix(BACKBONE): value for n, value in tensors.items() if n.startswith(BACKBONE)}
-        backbone.model.save_pretrained(target, state_dict=backbone.model.state_dict() | weights)
+        known = dict(backbone.model.named_parameters(remove_duplicate=False))
+        state = {n: value for n, value in backbone.model.state_dict().items() if n not in known}  # what is no parameter
+        state |= {n.removeprefix(BACKBONE): value for n, value in tensors.items() if n.startswith(BACKBONE)}
+        backbone.model.save_pretrained(target, state_dict=state)
         backbone.tokenizer.save_pretrained(target)
         _forget_origin(target / "config.json")
         save_file({n: value for n, value in tensors.items() if not n.startswith(BACKBONE)}, folder / _HEAD)
@@ -96,7 +99,8 @@ def save_run(run: Run, folder: Path) -> Run:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "algorithm": {"name": run.algorithm_name, **run.options},
         "backbone": {**asdict(backbone.spec), "name": _seen_from(folder, run.pretrained)},
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+        "adapter": None if backbone.adapter is None else asdict(backbone.adapter.spec),
+        "versions": {name: version(name) for name in _LIBRARIES + (("peft",) if backbone.adapter else ())},
     }
     card = {**made, **run.card, **made}  # a run that is saved again is made again
     write_json(folder / CARD, card)
@@ -116,7 +120,9 @@ def _forget_origin(config: Path) -> None:
 
 
 def _fingerprint(params: Params, run: Run) -> str:
-    digest = hashlib.blake2b(json.dumps([run.algorithm_name, dict(run.options)], sort_keys=True).encode(), digest_size=16)
+    adapter = run.learner.backbone.adapter
+    mechanism = [run.algorithm_name, dict(run.options), *([asdict(adapter.spec)] if adapter else [])]
+    digest = hashlib.blake2b(json.dumps(mechanism, sort_keys=True).encode(), digest_size=16)
     for name in sorted(params):
         digest.update(name.encode() + params[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -169,11 +175,24 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     if (folder / pretrained).is_dir():
         pretrained = str(folder / pretrained)
     spec = BackboneSpec(**{**card["backbone"], "name": str(folder / _BACKBONE)})
-    backbone: Backbone = load_backbone(spec)
-    learner = new_learner(backbone, device)
+    learner = new_learner(add_adapter(load_backbone(spec), _adapter_of(card)), device)
     try:
         rest = load_file(folder / _HEAD, device=device)
     except (OSError, SafetensorError) as error:
         raise RunError(f"'{folder / _HEAD}' is damaged: {error}.", mend="Copy the run whole, or train anew.") from error
+    absent = [n for n in learner.params if n.startswith(ADAPTER) and n not in rest]
+    if absent:
+        raise RunError(
+            f"'{folder / _HEAD}' lacks {len(absent)} weights of the run's adapter, such as '{absent[0]}'.",
+            mend="Copy the run whole, or train anew.",
+        )
     learner = learner.with_params(learner.params | {n: v.requires_grad_() for n, v in rest.items()})
     return Run(learner, new_algorithm(name, options), name, options, pretrained, card, folder).prepared()
+
+
+def _adapter_of(card: Mapping[str, Any]) -> AdapterSpec:
+    """Return what a card says of the adapter; one from before there were adapters says nothing."""
+    value = card.get("adapter")
+    if value is None:
+        return AdapterSpec("none")
+    return AdapterSpec(**{**value, "targets": None if value["targets"] is None else tuple(value["targets"])})

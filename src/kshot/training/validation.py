@@ -18,7 +18,8 @@ from kshot.tasks import Episode
 def episode_accuracies(learner: Learner, algorithm: Algorithm, episodes: Sequence[Episode]) -> list[float]:
     """Return the accuracy on each episode's query set after adapting to its support set."""
     quiet = replace(learner, dropout=False)
-    encoded = map(quiet.encode, episodes) if algorithm.moves_backbone else encode_once(quiet, episodes)
+    as_drawn = algorithm.moves_backbone or quiet.vectors
+    encoded = map(quiet.encode, episodes) if as_drawn else encode_once(quiet, episodes)
     return [
         accuracy(algorithm.logits(quiet, algorithm.adapt(quiet, episode.support), episode.query), episode.query.labels)
         for episode in encoded
