@@ -74,7 +74,9 @@ def new_algorithm(name: str, options: Mapping[str, Any] | None = None) -> Algori
         'head'
     """
     if name not in ALGORITHMS:
-        raise ConfigError(f"No algorithm '{name}'.{nearest(name, ALGORITHMS)}", f"There are: {listing(ALGORITHMS, len(ALGORITHMS))}.")
+        raise ConfigError(
+            f"No algorithm '{name}'.{nearest(name, ALGORITHMS)}", f"There are: {listing(ALGORITHMS, len(ALGORITHMS))}."
+        )
     entry = ALGORITHMS[name]
     known = entry.options()
     for option, value in (options or {}).items():
