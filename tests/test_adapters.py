@@ -43,7 +43,7 @@ from transformers import (
 from kshot.errors import ConfigError
 from kshot.meta import MAML, ProtoNet
 from kshot.models import AdapterSpec, Backbone, BackboneSpec, Learner, add_adapter, new_learner
-from kshot.models.backbones import POOLINGS
+from kshot.models.pooling import POOLINGS
 from kshot.training import TrainingConfig, meta_train
 
 KINDS = ("lora", "ia3", "prompt")

@@ -8,6 +8,8 @@ from tiny import learner_for, one_thread, random_episode, random_learner  # noqa
 from kshot.errors import ConfigError
 from kshot.meta import ALGORITHMS, CAVIA, MAML, Algorithm, ProtoNet, Reptile, new_algorithm
 
+NAMES = "protonet, matching, relation, r2d2, maml, fomaml, maml++, metasgd, anil, boil, protomaml, imaml, cavia, reptile"
+
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_options_of_an_algorithm_make_it_again(name):
@@ -31,12 +33,12 @@ def test_names_stand_for_presets_and_options_go_before_them():
         (
             "protonets",
             {},
-            "No algorithm 'protonets'. Did you mean 'protonet'? There are: protonet, matching, relation, r2d2, maml, fomaml, maml++, metasgd, anil, boil, protomaml, imaml, cavia, reptile.",
+            "No algorithm 'protonets'. Did you mean 'protonet'? There are: " + NAMES + ".",
         ),
         (
             "xyz",
             {},
-            "No algorithm 'xyz'. There are: protonet, matching, relation, r2d2, maml, fomaml, maml++, metasgd, anil, boil, protomaml, imaml, cavia, reptile.",
+            "No algorithm 'xyz'. There are: " + NAMES + ".",
         ),
         (
             "maml",

@@ -34,9 +34,10 @@ from transformers import (
 from kshot.errors import BackboneError, ConfigError
 from kshot.meta import MAML
 from kshot.models import Backbone, BackboneSpec, Batch, EncodedEpisode, load_backbone, new_learner
-from kshot.models.backbones import ALIASES, POOLINGS, _Alias, locate
+from kshot.models.backbones import ALIASES, _Alias, locate
 from kshot.models.batch import join, pad
 from kshot.models.features import encode_once
+from kshot.models.pooling import POOLINGS
 from kshot.models.precision import choose_matmul_route
 from kshot.models.select import select
 from kshot.models.tokens import token_store, tokenizer_fingerprint

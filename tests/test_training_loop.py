@@ -12,15 +12,27 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from conftest import refusal
-from tiny import StopAt, law_episodes, needs_tiny, one_thread, same_bits, snapshot, tiny_learner  # noqa: F401
+from tiny import (
+    StopAt,
+    law_episodes,
+    needs_tiny,
+    one_thread,  # noqa: F401
+    random_episode,
+    random_learner,
+    relative,
+    same_bits,
+    snapshot,
+    tiny_learner,
+)
 
 from kshot.errors import ConfigError, TrainingError
 from kshot.meta import MAML, Algorithm, ProtoNet, Reptile
-from kshot.models import Batch, EncodedEpisode, Learner
+from kshot.models import BackboneSpec, Batch, EncodedEpisode, Learner, load_backbone, new_learner
 from kshot.models.select import select
 from kshot.training import TrainingConfig, TrainingResult, meta_train
 from kshot.training.callbacks import Callback
 from kshot.training.checkpoint import LAST, load_checkpoint
+from kshot.training.gradient import episode_gradients, usual_threads
 from kshot.training.interrupt import stop_requests
 from kshot.training.validation import episode_accuracies
 
@@ -60,13 +72,18 @@ class Stub(Algorithm):
 # --- a step -----------------------------------------------------------------------------------------------------------------
 
 
+def double_learner() -> Learner:
+    backbone = load_backbone(BackboneSpec("tiny", max_length=16))
+    backbone.model.double()
+    return new_learner(backbone)
+
+
 def test_steps_are_those_of_adamw_on_the_mean_gradient_of_the_episodes():
     episodes, _ = law_episodes()
     algorithm = ProtoNet(learn_scale=False)
-    learner = tiny_learner()
+    learner, by_hand = double_learner(), double_learner()  # Adam turns the rounding of small gradients into signs
     trained = meta_train(learner, algorithm, episodes, [], TrainingConfig(steps=2, tasks_per_step=3, clip=0, lr=1e-3))
 
-    by_hand = tiny_learner()
     names = [name for name in by_hand.params if name.startswith("backbone.")]
     optimizer = torch.optim.AdamW(
         [
@@ -89,7 +106,40 @@ def test_steps_are_those_of_adamw_on_the_mean_gradient_of_the_episodes():
         norm = torch.stack([by_hand.params[n].grad.norm() for n in names]).norm()
         assert record["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
     for name, value in trained.learner.params.items():
-        torch.testing.assert_close(value, by_hand.params[name], rtol=0, atol=2e-4)  # Adam turns rounding into sign flips
+        torch.testing.assert_close(value, by_hand.params[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [MAML(inner_steps=2), MAML(inner_steps=1, hypergradient="checkpointed"), Reptile()], ids=str
+)
+def test_episodes_side_by_side_have_the_gradients_that_they_have_one_by_one(algorithm):
+    learner = random_learner()
+    episodes = [random_episode(seed, counts) for seed, counts in enumerate([(2, 1), (1, 1, 2), (3, 2), (2, 2, 2), (1, 4)])]
+    names = [name for name in learner.params if "layer.1" in name]
+    threads = torch.get_num_threads()
+
+    one_by_one, side_by_side = (list(episode_gradients(learner, algorithm, episodes, names, count)) for count in (1, 3))
+
+    assert torch.get_num_threads() == threads
+    for alone, together in zip(one_by_one, side_by_side, strict=True):
+        assert together.loss == pytest.approx(alone.loss, rel=1e-12)
+        assert together.metrics == alone.metrics
+        assert relative(dict(zip(names, together.grads, strict=True)), dict(zip(names, alone.grads, strict=True))) < 1e-12
+
+
+def test_a_mistake_in_an_episode_s_thread_is_told_as_it_is():
+    episodes = [random_episode(seed, (2, 1)) for seed in range(4)]
+    algorithm = MAML(adapts="body")
+    with pytest.raises(ConfigError, match="leaves the head where all classes start alike"):
+        list(episode_gradients(random_learner(), algorithm, episodes, ["head.weight"], 2))
+
+
+def test_episodes_go_side_by_side_where_that_is_faster_and_the_same():
+    learner = random_learner()
+    cores = torch.get_num_threads()
+    assert usual_threads(learner, MAML()) == cores
+    assert usual_threads(learner, ProtoNet()) == usual_threads(learner, MAML(adapts="head")) == 1
+    assert usual_threads(replace(learner, dropout=True), MAML()) == 1  # one generator, one order of drawing
 
 
 def test_the_learner_given_is_not_changed():

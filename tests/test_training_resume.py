@@ -35,7 +35,7 @@ def train(
     config = {"steps": 4, "tasks_per_step": 2, "validate_every": 2, "lr": 2e-3, **config}
     return meta_train(
         tiny_learner(),
-        new_algorithm(name, {} if name == "protonet" else QUICK),
+        new_algorithm(name, QUICK if "inner_steps" in ALGORITHMS[name].options() else {}),
         episodes,
         validation,
         TrainingConfig(**config),

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from kshot.errors import DataError, RunError
 from kshot.files import atomic_folder
 from kshot.meta import Adapted
+from kshot.meta.algorithm import adapted_safely
 from kshot.tasks import Examples
 from kshot.training import Run, load_run
 
@@ -174,6 +175,7 @@ def adapt(run: Run, texts: Sequence[str], labels: Sequence[str]) -> AdaptedTask:
 
     Raises:
         DataError: no examples, one label only, or not as many labels as texts.
+        TrainingError: the inner steps diverged.
     """
     if len(texts) != len(labels):
         raise DataError(f"{len(texts)} texts and {len(labels)} labels were given.", "One label a text is expected.")
@@ -188,7 +190,7 @@ def adapt(run: Run, texts: Sequence[str], labels: Sequence[str]) -> AdaptedTask:
     with torch.no_grad():
         batch = learner.batch(support, len(names))
         encoded = learner.featurised(batch)
-        adapted = run.algorithm.adapt(learner, batch if run.algorithm.moves_backbone else encoded)
+        adapted = adapted_safely(run.algorithm, learner, batch if run.algorithm.moves_backbone else encoded)
     assert encoded.features is not None
     detached = {name: value.detach() for name, value in adapted.items()}
     return AdaptedTask(run, names, support, detached, F.normalize(encoded.features, dim=-1))

@@ -18,6 +18,7 @@ from kshot.models import Batch, Learner
 from kshot.models.backbones import locate
 from kshot.tasks import Episode
 
+_THEIR_POOLING = {"last": "lasttoken"}
 _SCALE = 20.0  # of unit-length text vectors before a linear head
 
 
@@ -145,7 +146,9 @@ class SetFit(Method):
 
         spec = self._pretrained.backbone.spec
         body = Transformer(locate(spec.name), max_seq_length=spec.max_length)
-        encoder = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), spec.pooling)])
+        encoder = SentenceTransformer(
+            modules=[body, Pooling(body.get_embedding_dimension(), _THEIR_POOLING.get(spec.pooling, spec.pooling))]
+        )
         model: Any = SetFitModel(model_body=encoder, model_head=Regression())
         examples = Dataset.from_dict({"text": list(episode.support.texts), "label": list(episode.support.labels)})
         # it prints its losses, and would leave checkpoints in the working folder

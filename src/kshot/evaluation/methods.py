@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kshot.meta.algorithm import adapted_safely
 from kshot.models import Batch, Learner
 from kshot.tasks import Episode
 from kshot.training import Run
@@ -52,8 +53,7 @@ class MetaTrained(Method):
 
     def fit(self, episode: Episode, support: Batch) -> Predict:
         learner, algorithm = self._run.learner, self._run.algorithm
-        with torch.no_grad():
-            adapted = algorithm.adapt(learner, support)
+        adapted = adapted_safely(algorithm, learner, support)
 
         @torch.no_grad()
         def predict(episode: Episode, query: Batch) -> Labels:

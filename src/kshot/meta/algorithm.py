@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kshot.errors import ConfigError, listing, nearest
+from kshot.errors import ConfigError, TrainingError, listing, nearest
 from kshot.models.batch import Batch, EncodedEpisode
 from kshot.models.focus import encoded, focused
 from kshot.models.learner import Learner, Params
@@ -77,6 +77,24 @@ class Algorithm(ABC):
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share of rows whose largest score is at their label."""
     return float((logits.argmax(-1) == labels).double().mean())
+
+
+def adapted_safely(algorithm: Algorithm, learner: Learner, support: Batch) -> Adapted:
+    """Adapt without a graph, for use.
+
+    Raises:
+        TrainingError: the inner loop diverged.
+    """
+    with torch.no_grad():
+        adapted = algorithm.adapt(learner, support)
+    for name, value in adapted.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise TrainingError(
+                f"Adapting to {len(support)} examples diverged: '{name}' is no longer a finite number.",
+                "Inner rates at which the steps settle are expected.",
+                "Meta-train with a smaller algorithm.inner_lr or algorithm.head_lr, or with fewer steps.",
+            )
+    return adapted
 
 
 def require_known(name: str, value: str, known: Collection[str]) -> None:

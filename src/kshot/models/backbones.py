@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from torch.func import functional_call
 from kshot.errors import BackboneError, ConfigError, listing, nearest
 from kshot.models.adapters import Adapter
 from kshot.models.packed import PackedEncoder, packed_encoder
+from kshot.models.pooling import POOLINGS
 from kshot.models.select import BACKBONE
 
 DEFAULT_BACKBONE = "minilm"
@@ -69,26 +70,6 @@ class BackboneSpec:
             )
         if self.max_length < 3:
             raise ConfigError(f"backbone.max_length is {self.max_length}.", "At least 3 is expected.")
-
-
-def _mean(states: Tensor, mask: Tensor) -> Tensor:
-    weights = mask.unsqueeze(-1).to(states.dtype)
-    return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
-
-
-def _first(states: Tensor, mask: Tensor) -> Tensor:
-    return states[:, 0]
-
-
-def _maximum(states: Tensor, mask: Tensor) -> Tensor:
-    return states.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(states.dtype).min).amax(1)
-
-
-def _last(states: Tensor, mask: Tensor) -> Tensor:
-    return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
-
-
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "cls": _first, "max": _maximum, "last": _last}
 
 
 @dataclass(frozen=True)

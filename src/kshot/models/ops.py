@@ -31,7 +31,7 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], narro
         weights: (O_i, I) each.
         biases: (O_i,) each, or none at all.
         narrow: the number format of the factors of every product, those of both derivatives included; None for that of ``x``.
-            Sums and results are as wide as ``x``.
+            A product adds up wide and is rounded to it once; biases are added, and results returned, in the format of ``x``.
 
     Returns:
         (N, sum of O_i).

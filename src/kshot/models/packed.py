@@ -74,8 +74,8 @@ class PackedEncoder:
             params: parameters by name.
             packing: the batch.
             dropout: draw and apply dropout, with the same numbers as Hugging Face's forward pass of the padded batch.
-            precision: ``fp32`` computes in the format of the parameters; ``bf16`` rounds the factors of all products of linear
-                layers, those of both derivatives included, and keeps the rest wide.
+            precision: ``fp32`` computes in the format of the parameters; ``bf16`` rounds the factors and results of all
+                products of linear layers, those of both derivatives included, and keeps the rest wide.
             first_layer: the layer that ``states`` enter.
             states: what goes into the first layer (N, H), of an earlier call; None for the embeddings.
             last_layer: the layer before which to stop; None for all.

@@ -31,6 +31,8 @@ class TrainingConfig:
         validation_episodes: how many; always the same ones.
         patience: validations without a better accuracy after which training stops; 0 for never.
         seed: of episodes and dropout.
+        threads: episodes of a meta-update that are differentiated side by side, each on one core; None for as many as there are
+            cores where that is faster. Each needs the memory of one.
     """
 
     steps: int = 100
@@ -47,6 +49,7 @@ class TrainingConfig:
     validation_episodes: int = 100
     patience: int = 5
     seed: int = 0
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (("schedule", self.schedule, SCHEDULES), ("dropout", self.dropout, DROPOUTS)):
@@ -60,6 +63,8 @@ class TrainingConfig:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}.", "At least 0 is expected.")
         if self.tasks_per_step is not None and self.tasks_per_step < 1:
             raise ConfigError(f"training.tasks_per_step is {self.tasks_per_step}.", "At least 1 is expected.")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"training.threads is {self.threads}.", "At least 1 is expected.")
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"training.warmup is {self.warmup}.", "A share of the steps between 0 and 1 is expected.")
 

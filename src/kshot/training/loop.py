@@ -15,7 +15,7 @@ import torch
 from kshot.errors import ConfigError, RunError, TrainingError, listing
 from kshot.meta import Algorithm
 from kshot.models import Learner
-from kshot.models.select import HEAD, select
+from kshot.models.select import ADAPTER, HEAD, select
 from kshot.statistics import Mean, mean
 from kshot.tasks import Episode, EpisodeSampler
 from kshot.training.callbacks import Callback, History
@@ -30,6 +30,7 @@ from kshot.training.checkpoint import (
     save_params,
 )
 from kshot.training.config import TrainingConfig
+from kshot.training.gradient import episode_gradients, usual_threads
 from kshot.training.interrupt import stop_requests
 from kshot.training.validation import episode_accuracies
 
@@ -162,7 +163,7 @@ def _texts_drawn(episodes: EpisodeSampler, validation: Sequence[Episode], config
 
 def _optimizer(learner: Learner, names: Sequence[str], config: TrainingConfig) -> torch.optim.AdamW:
     own = [name for name in names if name.startswith("meta.")]
-    decayed = [name for name in names if learner.params[name].dim() > 1 and not name.startswith((HEAD, "meta."))]
+    decayed = [name for name in names if learner.params[name].dim() > 1 and not _is_away_from_zero(name)]
     others = [name for name in names if name not in {*own, *decayed}]
     groups = [
         {"params": [learner.params[name] for name in listed], "weight_decay": decay, "lr": lr, "peak": lr}
@@ -173,6 +174,11 @@ def _optimizer(learner: Learner, names: Sequence[str], config: TrainingConfig) -
         )
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]])
+
+
+def _is_away_from_zero(name: str) -> bool:
+    """Tell whether a parameter's neutral value is not 0, so that decay would pull it off."""
+    return name.startswith((HEAD, "meta.", ADAPTER + "prompt.")) or name.endswith(".ia3_l")
 
 
 def _restore(learner: Learner, optimizer: torch.optim.Optimizer, path: Path, identity: dict[str, Any]) -> tuple[State, History]:
@@ -201,7 +207,7 @@ def _step(
     step: int,
     batch_size: int,
 ) -> dict[str, float]:
-    """One meta-update. Episodes are back-propagated one by one: the mean's gradient, with one episode's memory."""
+    """One meta-update, by the mean of the episodes' gradients."""
     rate = config.rate(step)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * config.factor(step)
@@ -209,16 +215,20 @@ def _step(
     trained = [learner.params[name] for name in names]
     algorithm = algorithm.at(step)
     totals: dict[str, float] = {}
-    for index in range(step * batch_size, (step + 1) * batch_size):
-        loss, metrics = algorithm.meta_loss(learner, [learner.encode(episodes[index])])
-        _require_finite(float(loss.detach()), "loss", step, rate)
-        if not loss.requires_grad:
+    batch = [learner.encode(episodes[index]) for index in range(step * batch_size, (step + 1) * batch_size)]
+    for found in episode_gradients(learner, algorithm, batch, names, config.threads or usual_threads(learner, algorithm)):
+        _require_finite(found.loss, "loss", step, rate)
+        if all(grad is None for grad in found.grads):
             raise ConfigError(
                 f"training.trains is '{config.trains}', and the algorithm uses nothing of it.",
                 "A selector of parameters that its loss depends on is expected, such as all or top-1-layers.",
             )
-        (loss / batch_size).backward(inputs=trained)  # type: ignore[no-untyped-call]
-        for name, value in {"loss": float(loss.detach()), **metrics}.items():
+        for parameter, grad in zip(trained, found.grads, strict=True):
+            if grad is not None:
+                parameter.grad = (
+                    grad / batch_size if parameter.grad is None else parameter.grad.add_(grad, alpha=1 / batch_size)
+                )
+        for name, value in {"loss": found.loss, **found.metrics}.items():
             totals[name] = totals.get(name, 0.0) + value / batch_size
     norm = float(torch.nn.utils.clip_grad_norm_(trained, config.clip or math.inf))
     _require_finite(norm, "gradient", step, rate)
