@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import pytest
@@ -15,15 +16,17 @@ from tiny import (
     random_episode,
     random_learner,
     relative,
+    same_bits,
 )
 from torch import Tensor
 from torch.nn import functional as F
 
-from kshot.meta import MAML, optimizers
+from kshot.meta import MAML, optimizers, trajectory
 from kshot.meta.cavia import CAVIA
-from kshot.meta.hypergradient import HYPERGRADIENTS, Solver, conjugate_gradients
+from kshot.meta.hypergradient import HYPERGRADIENTS, Options, conjugate_gradients
 from kshot.meta.mamlpp import MAMLPlusPlus
 from kshot.meta.metasgd import MetaSGD
+from kshot.meta.trajectory import Trajectory
 from kshot.models import Batch, EncodedEpisode
 
 STEEP = {"inner_lr": 0.1, "head_lr": 1.0, "inner_steps": 3}
@@ -137,6 +140,57 @@ def test_checkpointed_keeps_no_graph_of_the_steps():
     assert held("checkpointed", 5) == held("checkpointed", 1)
 
 
+@pytest.mark.parametrize("name", ["momentum", "maml++", "head"])
+def test_what_lies_on_the_disk_comes_back_as_it_was(name, monkeypatch):
+    learner, episode = learner_for(EXACT[name], nudge=0.1), random_episode(counts=(1, 2, 3))
+    algorithm = replace(EXACT[name], hypergradient="checkpointed")
+    in_memory = meta_gradient(algorithm, learner, episode)
+
+    monkeypatch.setattr(trajectory, "_SMALL", 0)
+
+    assert same_bits(meta_gradient(algorithm, learner, episode), in_memory)
+
+
+@pytest.mark.parametrize("small", [0, 1 << 30])
+def test_a_trajectory_is_a_stack(small, monkeypatch):
+    monkeypatch.setattr(trajectory, "_SMALL", small)
+    generator = torch.Generator().manual_seed(0)
+    steps = [
+        {
+            "wide": torch.randn(3, 5, generator=generator, dtype=torch.float64).t(),
+            "narrow": torch.randn(7, generator=generator).bfloat16(),
+            "one": torch.tensor(float(number)),
+            "none": torch.empty(0, 4),
+        }
+        for number in range(4)
+    ]
+    path = Trajectory()
+    for step in steps[:3]:
+        path.push(step)
+    assert same_bits(path.pop(), steps[2])
+    path.push(steps[3])
+    path.push({})
+    assert len(path) == 4
+    assert path.pop() == {}
+    for step in (steps[3], steps[1], steps[0]):
+        assert same_bits(path.pop(), step)
+
+
+def test_a_full_disk_keeps_the_steps_in_memory(monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            super().write(bytes(data)[:3])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trajectory, "_SMALL", 0)
+    monkeypatch.setattr(trajectory.tempfile, "TemporaryFile", Full)
+    path, steps = Trajectory(), [{"w": torch.full((4,), float(number))} for number in range(3)]
+    for step in steps:
+        path.push(step)
+    for step in reversed(steps):
+        assert same_bits(path.pop(), step)
+
+
 # --- implicit ---------------------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +203,7 @@ def test_conjugate_gradients_solve_a_linear_system():
         whole = matrix @ torch.cat([parts[0].flatten(), parts[1]])
         return [whole[:4].reshape(2, 2), whole[4:]]
 
-    x = conjugate_gradients(product, [b[:4].reshape(2, 2), b[4:]], Solver(steps=20, tolerance=1e-13))
+    x = conjugate_gradients(product, [b[:4].reshape(2, 2), b[4:]], Options(cg_steps=20, tolerance=1e-13))
 
     torch.testing.assert_close(torch.cat([x[0].flatten(), x[1]]), torch.linalg.solve(matrix, b), rtol=1e-9, atol=1e-12)
 

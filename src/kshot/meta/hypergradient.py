@@ -3,14 +3,14 @@
 Each runs T steps of an inner problem from its start and returns the fast weights phi_T as a function of theta, the tensors
 that the inner problem depends on. They differ in what the derivative d phi_T / d theta is, and in what that costs:
 
-================  ==================================  =====================  ==========================
-method            derivative                          memory                 time of a step
-================  ==================================  =====================  ==========================
-``graph``         exact                               grows with the steps   forward, backward, and twice that
-``checkpointed``  exact                               of one step, and phi_t  a forward and backward more
-``implicit``      exact where the inner loop arrived  of one step            CG's products, once
-``first-order``   the identity                        of one step            forward and backward
-================  ==================================  =====================  ==========================
+================  ==================================  ====================  =====================================
+method            derivative                          memory                time of a step
+================  ==================================  ====================  =====================================
+``graph``         exact                               grows with the steps  a forward and backward, and twice that
+``checkpointed``  exact                               of one step           a forward and backward more
+``implicit``      exact where the inner loop arrived  of one step           a forward and backward; CG's products once
+``first-order``   the identity                        of one step           a forward and backward
+================  ==================================  ====================  =====================================
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kshot.meta.trajectory import Trajectory
 from kshot.models.learner import Params
 
 
@@ -41,28 +42,30 @@ class InnerProblem(Protocol):
 
 
 @dataclass(frozen=True)
-class Solver:
-    """The conjugate gradients' limits, for ``implicit``.
+class Options:
+    """What some of the methods take.
 
     Args:
-        steps: the most products with the Hessian.
-        tolerance: the relative residual at which it stops earlier.
+        every: whether the result of every step is wanted, or that of the last alone (``implicit`` has no other).
+        cg_steps: the most products with the Hessian, for ``implicit``.
+        tolerance: the relative residual at which the conjugate gradients stop earlier.
     """
 
-    steps: int = 10
+    every: bool = False
+    cg_steps: int = 10
     tolerance: float = 1e-6
 
 
-Hypergradient = Callable[[InnerProblem, Params, int, Solver], Iterator[Params]]
-"""``(problem, theta, T, solver)`` yields phi_1 ... phi_T, each differentiable in theta; ``implicit`` phi_T alone."""
+Hypergradient = Callable[[InnerProblem, Params, int, Options], Iterator[Params]]
+"""``(problem, theta, T, options)`` yields phi_T last, and phi_1 ... before it where asked; each differentiable in theta."""
 
 
-def graph(problem: InnerProblem, theta: Params, steps: int, solver: Solver) -> Iterator[Params]:
+def graph(problem: InnerProblem, theta: Params, steps: int, options: Options) -> Iterator[Params]:
     """Let autograd keep every step: the ordinary way."""
     return _descend(problem, theta, steps, create_graph=True)
 
 
-def first_order(problem: InnerProblem, theta: Params, steps: int, solver: Solver) -> Iterator[Params]:
+def first_order(problem: InnerProblem, theta: Params, steps: int, options: Options) -> Iterator[Params]:
     """Take every gradient of the inner loop as a constant (Finn et al. 2017, section 5.2). Learned rates keep theirs."""
     return _descend(problem, theta, steps, create_graph=False)
 
@@ -81,43 +84,49 @@ def _start(problem: InnerProblem, theta: Params) -> Params:
 # --- checkpointed -----------------------------------------------------------------------------------------------------------
 
 
-def checkpointed(problem: InnerProblem, theta: Params, steps: int, solver: Solver) -> Iterator[Params]:
-    """Keep the fast weights of each step alone, and build one step's graph at a time on the way back.
+def checkpointed(problem: InnerProblem, theta: Params, steps: int, options: Options) -> Iterator[Params]:
+    """Keep the fast weights of each step alone, on the disk, and build one step's graph at a time on the way back.
 
     The same derivative as `graph`. The adjoint goes from step T to 1: ``v_t = (d step_t / d phi_t)^T v_{t+1}``.
     """
-    flat = _Checkpointed.apply(problem, steps, tuple(theta), *theta.values())  # type: ignore[no-untyped-call]
+    flat = _Checkpointed.apply(problem, steps, options.every, tuple(theta), *theta.values())  # type: ignore[no-untyped-call]
     width = len(problem.moving)
-    for t in range(steps):
-        yield dict(zip(problem.moving, flat[t * width : (t + 1) * width], strict=True))
+    for begin in range(0, len(flat), width):
+        yield dict(zip(problem.moving, flat[begin : begin + width], strict=True))
 
 
 class _Checkpointed(torch.autograd.Function):
-    """phi_1 ... phi_T, flat, of theta, flat."""
+    """phi_T, or phi_1 ... phi_T, flat, of theta, flat."""
 
     @staticmethod
-    def forward(ctx: Any, problem: InnerProblem, steps: int, names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, problem: InnerProblem, steps: int, every: bool, names: tuple[str, ...], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         theta = {name: tensor.detach() for name, tensor in zip(names, tensors, strict=True)}
         phi, state = _start(problem, theta), Params()
-        ctx.problem, ctx.theta, ctx.path, ctx.random = problem, theta, [], []
+        ctx.problem, ctx.theta, ctx.path, ctx.random = problem, theta, Trajectory(), []
         results: list[Tensor] = []
         for t in range(steps):
-            ctx.path.append((phi, state))
+            ctx.path.push(phi | state)
             ctx.random.append(_random_state())
             phi, state = problem.step(t, theta, phi, state, create_graph=False)
-            results += [value.detach() for value in phi.values()]
+            if every or t == steps - 1:
+                results += [value.detach() for value in phi.values()]
         ctx.set_materialize_grads(False)
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
-        problem, width = ctx.problem, len(ctx.problem.moving)
-        wanted = [name for name, needed in zip(ctx.theta, ctx.needs_input_grad[3:], strict=True) if needed]
+        problem, given = ctx.problem, list(outer)
+        wanted = [name for name, needed in zip(ctx.theta, ctx.needs_input_grad[4:], strict=True) if needed]
         total: Params = {}
         v: Params = {}  # the adjoint of the fast weights and of the optimiser's state
         for t in reversed(range(len(ctx.path))):
-            _add(v, dict(zip(problem.moving, outer[t * width : (t + 1) * width], strict=True)))
-            phi, state = (_leaves(part) for part in ctx.path.pop())
+            _add(v, dict(zip(problem.moving, given[-len(problem.moving) :], strict=bool(given))))
+            del given[-len(problem.moving) :]
+            reached = _leaves(ctx.path.pop())
+            phi = {name: reached[name] for name in problem.moving}
+            state = {name: value for name, value in reached.items() if name not in phi}
             theta = {name: value.detach().requires_grad_(name in wanted) for name, value in ctx.theta.items()}
             with torch.enable_grad(), _replayed(ctx.random[t]):
                 moved, kept = problem.step(t, theta, phi, state, create_graph=True)
@@ -129,7 +138,7 @@ class _Checkpointed(torch.autograd.Function):
             _add(total, {name: found["theta", name] for name in wanted})
             v = {name: g for name in (phi | state) if (g := found["step", name]) is not None}
         _add(total, {name: v.get(name) for name in problem.moving})  # phi_0 is theta
-        return (None, None, None, *(total.get(name) if name in wanted else None for name in ctx.theta))
+        return (None, None, None, None, *(total.get(name) if name in wanted else None for name in ctx.theta))
 
 
 def _random_state() -> list[Tensor]:
@@ -149,7 +158,7 @@ def _replayed(states: list[Tensor]) -> Iterator[None]:
 # --- implicit ---------------------------------------------------------------------------------------------------------------
 
 
-def implicit(problem: InnerProblem, theta: Params, steps: int, solver: Solver) -> Iterator[Params]:
+def implicit(problem: InnerProblem, theta: Params, steps: int, options: Options) -> Iterator[Params]:
     """Differentiate where the inner loop arrived, not how it came there (Rajeswaran et al. 2019, arXiv:1909.04630, lemma 1).
 
     At a stationary point of the objective G the implicit function theorem gives, for an outer gradient v::
@@ -159,7 +168,7 @@ def implicit(problem: InnerProblem, theta: Params, steps: int, solver: Solver) -
     With the proximal term lambda/2 ||phi - theta||^2 in G this is the paper's (I + H / lambda)^-1 v. The system is solved by
     conjugate gradients, with products by the Hessian alone.
     """
-    flat = _Implicit.apply(problem, steps, solver, tuple(theta), *theta.values())  # type: ignore[no-untyped-call]
+    flat = _Implicit.apply(problem, steps, options, tuple(theta), *theta.values())  # type: ignore[no-untyped-call]
     yield dict(zip(problem.moving, flat, strict=True))
 
 
@@ -168,13 +177,13 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, problem: InnerProblem, steps: int, solver: Solver, names: tuple[str, ...], *tensors: Tensor
+        ctx: Any, problem: InnerProblem, steps: int, options: Options, names: tuple[str, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         theta = {name: tensor.detach() for name, tensor in zip(names, tensors, strict=True)}
         phi = _start(problem, theta)
         for reached in _descend(problem, theta, steps, create_graph=False):
             phi = reached
-        ctx.problem, ctx.solver, ctx.theta, ctx.phi = problem, solver, theta, phi
+        ctx.problem, ctx.options, ctx.theta, ctx.phi = problem, options, theta, phi
         return tuple(value.detach() for value in phi.values())
 
     @staticmethod
@@ -189,19 +198,19 @@ class _Implicit(torch.autograd.Function):
         def hessian(u: list[Tensor]) -> list[Tensor]:
             return list(torch.autograd.grad(slope, at, u, retain_graph=True, materialize_grads=True))
 
-        u = conjugate_gradients(hessian, list(outer), ctx.solver)
+        u = conjugate_gradients(hessian, list(outer), ctx.options)
         inputs = [value for value in theta.values() if value.requires_grad]
         grads = iter(torch.autograd.grad(slope, inputs, [-value for value in u], allow_unused=True))
         return (None, None, None, None, *(next(grads) if needed else None for needed in wanted))
 
 
-def conjugate_gradients(product: Callable[[list[Tensor]], list[Tensor]], b: list[Tensor], solver: Solver) -> list[Tensor]:
+def conjugate_gradients(product: Callable[[list[Tensor]], list[Tensor]], b: list[Tensor], options: Options) -> list[Tensor]:
     """Return x with A x = b, for a symmetric A given by its products (Hestenes & Stiefel 1952)."""
     x = [torch.zeros_like(part) for part in b]
     residual, direction = list(b), list(b)
     square = first = _dot(b, b)
-    for _ in range(solver.steps):
-        if float(square) <= solver.tolerance**2 * float(first):
+    for _ in range(options.cg_steps):
+        if float(square) <= options.tolerance**2 * float(first):
             break
         along = product(direction)
         curvature = _dot(direction, along)

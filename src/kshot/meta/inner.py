@@ -12,7 +12,7 @@ from torch import Tensor
 from kshot.errors import ConfigError
 from kshot.meta.algorithm import Adapted, Algorithm, require_known
 from kshot.meta.heads import HEAD_STARTS
-from kshot.meta.hypergradient import Hypergradient, Solver, first_order
+from kshot.meta.hypergradient import Hypergradient, Options, first_order
 from kshot.meta.optimizers import OPTIMIZERS
 from kshot.models.batch import Batch
 from kshot.models.learner import Learner, Params
@@ -93,15 +93,15 @@ class InnerLoop(Algorithm):
         return params
 
     def descend(
-        self, learner: Learner, support: Batch, method: Hypergradient = first_order, solver: Solver | None = None
+        self, learner: Learner, support: Batch, method: Hypergradient = first_order, options: Options | None = None
     ) -> Iterator[Adapted]:
-        """Yield what adapting made after each step, phi_1 ... phi_T; the start where T is 0.
+        """Yield what adapting made after each step, or after the last alone; the start where T is 0.
 
         Args:
             learner: with its meta-parameters.
             support: the examples to descend on.
             method: how the meta-gradient gets through the steps.
-            solver: the limits of the conjugate gradients, for ``implicit``.
+            options: what that method takes.
         """
         theta = self.start(learner, support)
         made = {name: theta[name] for name in theta if HEAD_STARTS[self.head_start].of_support and name.startswith(HEAD)}
@@ -114,7 +114,7 @@ class InnerLoop(Algorithm):
         if not self.steps:
             yield made | {name: theta[name] for name in moving}
         chosen = method if torch.is_grad_enabled() else first_order
-        for phi in chosen(problem, theta, self.steps, solver or Solver()):
+        for phi in chosen(problem, theta, self.steps, options or Options()):
             yield made | phi
 
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from kshot.errors import ConfigError
 from kshot.meta.algorithm import Adapted, require_known
-from kshot.meta.hypergradient import HYPERGRADIENTS, Solver
+from kshot.meta.hypergradient import HYPERGRADIENTS, Options
 from kshot.meta.inner import InnerLoop, last
 from kshot.models.batch import Batch
 from kshot.models.focus import focus
@@ -67,9 +67,9 @@ class MAML(InnerLoop):
     def at(self, step: int) -> MAML:
         return replace(self, hypergradient="first-order") if step < self.first_order_steps else self
 
-    def trajectory(self, learner: Learner, support: Batch) -> Iterator[Adapted]:
-        """Yield phi_1 ... phi_T; ``implicit`` phi_T alone."""
-        return self.descend(learner, support, HYPERGRADIENTS[self.hypergradient], Solver(self.cg_steps))
+    def trajectory(self, learner: Learner, support: Batch, every: bool = False) -> Iterator[Adapted]:
+        """Yield phi_T, and with ``every`` phi_1 ... before it."""
+        return self.descend(learner, support, HYPERGRADIENTS[self.hypergradient], Options(every, self.cg_steps))
 
     def adapt(self, learner: Learner, support: Batch) -> Adapted:
         narrow = focus(learner, support)

@@ -75,7 +75,7 @@ class MAMLPlusPlus(MAML):
         if not self.multi_step:
             return super().episode_loss(learner, episode)
         losses = []
-        for phi in self.trajectory(learner, episode.support):
+        for phi in self.trajectory(learner, episode.support, every=True):
             logits = self.logits(learner, phi, episode.query)
             losses.append(F.cross_entropy(logits, episode.query.labels))
         return self.multi_step * torch.stack(losses).mean() + (1 - self.multi_step) * losses[-1], logits
