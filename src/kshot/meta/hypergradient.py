@@ -124,7 +124,7 @@ class _Checkpointed(torch.autograd.Function):
         for t in reversed(range(len(ctx.path))):
             _add(v, dict(zip(problem.moving, given[-len(problem.moving) :], strict=bool(given))))
             del given[-len(problem.moving) :]
-            reached = _leaves(ctx.path.pop())
+            reached = leaves(ctx.path.pop())
             phi = {name: reached[name] for name in problem.moving}
             state = {name: value for name, value in reached.items() if name not in phi}
             theta = {name: value.detach().requires_grad_(name in wanted) for name, value in ctx.theta.items()}
@@ -189,7 +189,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[4:]
-        phi = _leaves(ctx.phi)
+        phi = leaves(ctx.phi)
         theta = {n: x.detach().requires_grad_(needed) for (n, x), needed in zip(ctx.theta.items(), wanted, strict=True)}
         with torch.enable_grad():
             at = list(phi.values())
@@ -227,7 +227,8 @@ def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.stack([torch.vdot(x.flatten(), y.flatten()) for x, y in zip(a, b, strict=True)]).sum()
 
 
-def _leaves(values: Params) -> Params:
+def leaves(values: Params) -> Params:
+    """Return copies that share the numbers and no history, to differentiate by."""
     return {name: value.detach().requires_grad_() for name, value in values.items()}
 
 

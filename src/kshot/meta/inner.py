@@ -12,7 +12,7 @@ from torch import Tensor
 from kshot.errors import ConfigError
 from kshot.meta.algorithm import Adapted, Algorithm, require_known
 from kshot.meta.heads import HEAD_STARTS
-from kshot.meta.hypergradient import Hypergradient, Options, first_order
+from kshot.meta.hypergradient import Hypergradient, Options, first_order, leaves
 from kshot.meta.optimizers import OPTIMIZERS
 from kshot.models.batch import Batch
 from kshot.models.learner import Learner, Params
@@ -151,7 +151,7 @@ class SupportLoss:
             if create_graph:  # an alias of each, since a start that was computed from others would bring their derivative in
                 at = {n: x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for n, x in phi.items()}
             else:
-                at = {name: value.detach().requires_grad_() for name, value in phi.items()}
+                at = leaves(phi)
             # what is not differentiated again needs no graph: below the lowest layer that moves nothing is kept
             context = theta if create_graph else {name: value.detach() for name, value in theta.items()}
             objective = self.objective(context, at)

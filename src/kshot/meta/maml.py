@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 from kshot.errors import ConfigError
 from kshot.meta.algorithm import Adapted, require_known
@@ -64,7 +65,7 @@ class MAML(InnerLoop):
     def twice_differentiable(self) -> bool:
         return self.hypergradient != "first-order" and self.moves_backbone
 
-    def at(self, step: int) -> MAML:
+    def at(self, step: int) -> Self:
         return replace(self, hypergradient="first-order") if step < self.first_order_steps else self
 
     def trajectory(self, learner: Learner, support: Batch, every: bool = False) -> Iterator[Adapted]:

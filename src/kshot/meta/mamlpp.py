@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -58,10 +59,9 @@ class MAMLPlusPlus(MAML):
                 "Expected graph, checkpointed or first-order.",
             )
 
-    def at(self, step: int) -> MAMLPlusPlus:
+    def at(self, step: int) -> Self:
         left = max(0.0, 1 - step / self.multi_step_steps) if self.multi_step_steps else 1.0
-        now = replace(self, multi_step=self.multi_step * left)
-        return replace(now, hypergradient="first-order") if step < self.first_order_steps else now
+        return replace(super().at(step), multi_step=self.multi_step * left)
 
     def meta_parameters(self, learner: Learner) -> Params:
         most = max(1, self.inner_steps, self.adapt_steps or 0)
