@@ -226,6 +226,7 @@ def test_an_adapter_equals_merged_weights_by_hand(kind, family):
     assert not torch.allclose(expected, states_of(plain, batch), atol=0.01)
 
 
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "roberta"])
 def test_a_prompt_stands_before_the_words_and_pooling_does_not_see_it(family, pooling):

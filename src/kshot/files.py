@@ -10,9 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kshot.errors import KshotError, RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _REASONS = {
     errno.ENOSPC: ("there is no space left on the disk", "Free some space or choose another folder."),
@@ -113,3 +116,12 @@ def cache_folder() -> Path:
     """Return kshot's cache folder: ``KSHOT_CACHE``, or ``kshot`` in the user's cache folder."""
     base = os.environ.get("KSHOT_CACHE")
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kshot"
+
+
+def aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors read from a file as copies where the allocator puts them.
+
+    In a file they follow one another at any address, and on some processors the last bit of a matrix product depends on the
+    address of its factors: what was saved and loaded would not compute what it did before.
+    """
+    return {name: value.clone() for name, value in tensors.items()}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kshot.errors import DataError, RunError
-from kshot.files import atomic_folder
+from kshot.files import aligned, atomic_folder
 from kshot.meta import Adapted
 from kshot.meta.algorithm import adapted_safely
 from kshot.tasks import Examples
@@ -226,7 +226,7 @@ def load_adapted(folder: str | Path, run: Run | None = None, device: str = "cpu"
             mend="Name the right one with --run, or adapt again.",
         )
     try:
-        tensors = load_file(folder / _TENSORS, device=device)
+        tensors = aligned(load_file(folder / _TENSORS, device=device))
         vectors = tensors.pop(_VECTORS)
     except (OSError, KeyError, SafetensorError) as error:
         raise RunError(f"'{folder / _TENSORS}' is damaged: {error}.", mend="Copy the task whole, or adapt again.") from error

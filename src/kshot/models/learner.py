@@ -72,7 +72,7 @@ class Learner:
     def start(self, ways: int) -> Params:
         """Return the parameters with the head's shared class vector copied for ``ways`` classes: weight (N, H), bias (N,)."""
         weight, bias = self.params["head.weight"], self.params["head.bias"]
-        return self.params | {"head.weight": weight.expand(ways, -1), "head.bias": bias.expand(ways)}
+        return self.params | {"head.weight": weight.expand(ways, -1).contiguous(), "head.bias": bias.expand(ways).contiguous()}
 
     def features(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return text vectors (B, H)."""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kshot.errors import RunError
-from kshot.files import atomic_file
+from kshot.files import aligned, atomic_file
 from kshot.models import Params
 from kshot.training.callbacks import History
 
@@ -87,7 +87,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             meta: dict[str, Any] = json.loads(file.metadata()["kshot"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors = aligned({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a mapping
     except Exception as error:
         raise RunError(f"The checkpoint '{path}' is damaged: {error}.", mend="Train anew with --overwrite.") from error
     if meta["schema"] > CHECKPOINT_SCHEMA:

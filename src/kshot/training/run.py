@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from kshot.errors import RunError, listing
-from kshot.files import disk_errors, write_json
+from kshot.files import aligned, disk_errors, write_json
 from kshot.meta import Algorithm, new_algorithm
 from kshot.models import AdapterSpec, BackboneSpec, Learner, Params, add_adapter, load_backbone, new_learner
 from kshot.models.select import ADAPTER, BACKBONE
@@ -177,7 +177,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     spec = BackboneSpec(**{**card["backbone"], "name": str(folder / _BACKBONE)})
     learner = new_learner(add_adapter(load_backbone(spec), _adapter_of(card)), device)
     try:
-        rest = load_file(folder / _HEAD, device=device)
+        rest = aligned(load_file(folder / _HEAD, device=device))
     except (OSError, SafetensorError) as error:
         raise RunError(f"'{folder / _HEAD}' is damaged: {error}.", mend="Copy the run whole, or train anew.") from error
     absent = [n for n in learner.params if n.startswith(ADAPTER) and n not in rest]
