@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import VOCABULARY, flat, gradient_of, one_thread, relative  # noqa: F401
+from tiny import VOCABULARY, flat, gradient_of, in_groups, one_thread, relative  # noqa: F401
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -27,13 +27,12 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from kshot.models import BackboneSpec, load_backbone, packed_batch
+from kshot.models import BackboneSpec, load_backbone
 from kshot.models.backbones import POOLINGS
 from kshot.models.batch import pad
-from kshot.models.ops import ACTIVATIONS, activate, layer_norm, linear
+from kshot.models.ops import ACTIVATIONS
 from kshot.models.packed import PackedEncoder, packed_encoder
-from kshot.models.packed_attention import attention
-from kshot.models.packed_batch import Packing, pack
+from kshot.models.packed_batch import pack
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 24, "attn_implementation": "eager"}
@@ -103,15 +102,6 @@ def target(features: Tensor) -> Tensor:
     """A loss of text vectors (B, H) that is curved in them."""
     numbers = torch.arange(features.numel(), dtype=features.dtype).view_as(features)
     return (features - torch.cos(numbers)).square().sum() / 10
-
-
-def in_groups(make: Callable[[], Packing | None], cost: int) -> Packing:
-    """Pack with another cost of a group: 0 makes a group of every length, the real one a single group of a few texts."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed_batch, "_GROUP_COST", cost)
-        packing = make()
-    assert packing is not None
-    return packing
 
 
 def errors(model: Any, pooling: str, lengths: Sequence[int], dropout: bool = False, cost: int = 5) -> dict[str, float]:
@@ -318,61 +308,3 @@ def test_the_meta_gradient_of_minilm_is_that_of_hugging_face(minilm, precision, 
     error = relative(found, minilm.plain)
     print(f"{precision}: meta-gradient error {error:.1e}")
     assert error < bound
-
-
-# --- the operations ---------------------------------------------------------------------------------------------------------
-
-
-def doubles(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
-
-
-MASK = torch.arange(4) < torch.tensor([[2], [4], [2], [3]])
-PACKING = in_groups(lambda: pack(torch.zeros(4, 4, dtype=torch.long), MASK, 2), cost=8)  # of texts (2, 2) and (3, 4)
-FACTORS = [(doubles(g.texts * 2, g.width, g.width, seed=4) > 0) * 1.5 for g in PACKING.groups]
-OPERATIONS = {
-    "linear": (lambda x, *p: linear(x, p[:2], p[2:]), [(3, 4), (2, 4), (3, 4), (2,), (3,)]),
-    "linear without biases": (lambda x, w: linear(x, [w], []), [(3, 4), (2, 4)]),
-    "layer_norm": (lambda x, w, b: layer_norm(x, w, b, 1e-2), [(3, 5), (5,), (5,)]),
-    "attention": (lambda x: attention(x, PACKING.groups, 2, 0.7), [(11, 12)]),
-    "attention with dropout": (lambda x: attention(x, PACKING.groups, 2, 0.7, FACTORS), [(11, 12)]),
-    **{name: (lambda x, name=name: activate(x, name), [(4, 3)]) for name in ACTIVATIONS},
-}
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_derivatives_of_an_operation_are_those_of_finite_differences(name):
-    operation, shapes = OPERATIONS[name]
-    inputs = [doubles(*shape, seed=seed) for seed, shape in enumerate(shapes)]
-
-    assert torch.autograd.gradcheck(operation, inputs)
-    assert torch.autograd.gradgradcheck(operation, inputs)
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_only_the_derivatives_that_are_asked_for_are_needed(name):
-    """Each input alone may be what moves: first and second derivative by it are the same as among all."""
-    operation, shapes = OPERATIONS[name]
-    inputs = [doubles(*shape, seed=seed) for seed, shape in enumerate(shapes)]
-
-    def both(asked: Sequence[int]) -> list[Tensor]:
-        at = [x if i in asked else x.detach() for i, x in enumerate(inputs)]
-        value = operation(*at).sin().sum()
-        first = torch.autograd.grad(value, [at[i] for i in asked], create_graph=True)
-        return [first[0], *torch.autograd.grad(first[0].square().sum(), [at[asked[0]]])]
-
-    for number in range(len(inputs)):
-        others = [i for i in range(len(inputs)) if i != number]
-        for alone, among in zip(both([number]), both([number, *others]), strict=True):
-            torch.testing.assert_close(alone, among, rtol=1e-11, atol=1e-13)
-
-
-def test_a_third_derivative_is_refused():
-    x = doubles(2, 3)
-    first = torch.autograd.grad(layer_norm(x, doubles(3, seed=1), doubles(3, seed=2), 1e-5).pow(3).sum(), x, create_graph=True)[
-        0
-    ]
-    second = torch.autograd.grad(first.square().sum(), x, create_graph=True)[0]
-
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        second.sum().backward()

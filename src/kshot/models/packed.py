@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kshot.models.low_rank import low_rank
 from kshot.models.ops import activate, layer_norm, linear
 from kshot.models.packed_attention import attention
 from kshot.models.packed_batch import Packing, pack
@@ -144,18 +145,19 @@ class _Run:
             x, scales = x * scales[0], [None]
         y = linear(x, weights, biases, self.narrow)
         if any(module + ".lora_A.weight" in params for module in modules):
-            updates = [self._update(module, x, len(weight)) for module, weight in zip(modules, weights, strict=True)]
-            y = torch.add(y, torch.cat(updates, 1), alpha=self.encoder.lora_scaling)
+            downs, ups = zip(
+                *(self._update(module, x, len(w)) for module, w in zip(modules, weights, strict=True)), strict=True
+            )
+            y = low_rank(y, x, downs, ups, self.encoder.lora_scaling, self.narrow)
         if any(scale is not None for scale in scales):
             ones = [y.new_ones(len(bias)) if scale is None else scale[:, 0] for scale, bias in zip(scales, biases, strict=True)]
             y = y * torch.cat(ones)
         return y
 
-    def _update(self, module: str, x: Tensor, width: int) -> Tensor:
+    def _update(self, module: str, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Return LoRA's A and B of a module, of rank 0 where it has none."""
         a, b = (self.params.get(f"{module}.lora_{side}.weight") for side in "AB")
-        if a is None or b is None:
-            return x.new_zeros(len(x), width)
-        return linear(linear(x, [a], [], self.narrow), [b], [], self.narrow)
+        return (x.new_zeros(0, x.shape[1]), x.new_zeros(width, 0)) if a is None or b is None else (a, b)
 
     def _dropped(self, x: Tensor) -> Tensor:
         """Apply dropout to states (N, H), with the factors that the padded batch would draw."""
