@@ -3,8 +3,9 @@
     python benchmarks/algorithms.py DATA/classification/banking77 --out benchmarks/results/algorithms.json
 
 Budget: 15 meta-updates of 4 episodes (5-way, 1 to 5 shots, 5 queries), the same ones for each, MiniLM, AdamW 5e-5, the last
-weights. The hyperparameters are each algorithm's defaults, none tuned here. Products in bf16 while training, fp32 afterwards.
-Interrupted, it goes on with the algorithms that are not in the file yet. The table for the README is printed at the end.
+weights. The hyperparameters are each algorithm's defaults, none tuned here. Products in bf16 while training where the
+processor has them, fp32 afterwards (`--precision`; each result says which). Interrupted, it goes on with the algorithms that
+are not in the file yet. The table for the README is printed at the end.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def measure(data: Path, name: str, arguments: argparse.Namespace) -> dict[str, A
         report = api.evaluate(run, suite, tell=print, episodes=arguments.episodes, slow_episodes=0, baselines=("prototype",))
     history = run.card["training"]["history"]
     return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "precision": arguments.precision,
         "training_seconds": run.card["metrics"]["seconds"],
         "training_accuracy": sum(entry["accuracy"] for entry in history[-5:]) / len(history[-5:]),
         "options": report["run"]["options"],
@@ -93,12 +96,10 @@ def main() -> None:
                 arguments.out,
                 {
                     "schema": 1,
-                    "date": datetime.now(UTC).date().isoformat(),
                     "versions": {name: version(name) for name in ("kshot", "torch", "transformers")},
                     "python": platform.python_version(),
                     "fold": arguments.fold,
                     "steps": arguments.steps,
-                    "precision": arguments.precision,
                     "settings": SETTINGS,
                     "results": results,
                 },

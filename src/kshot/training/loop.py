@@ -18,6 +18,7 @@ from kshot.models import Learner
 from kshot.models.select import ADAPTER, HEAD, select
 from kshot.statistics import Mean, mean
 from kshot.tasks import Episode, EpisodeSampler
+from kshot.training.allocator import kept_memory
 from kshot.training.callbacks import Callback, History
 from kshot.training.checkpoint import (
     BEST,
@@ -108,6 +109,7 @@ def meta_train(
             callback.start(config.steps, state.step)
             stack.callback(callback.end)
         stop = stack.enter_context(stop_requests())
+        stack.enter_context(kept_memory(learner.fast and learner.device.type == "cpu"))
         while (running := state.step < config.steps and not state.stopped) and not stop.is_set():
             torch.manual_seed(config.seed * 1_000_003 + state.step)
             entry = _step(learner, algorithm, episodes, optimizer, names, config, state.step, batch_size)
