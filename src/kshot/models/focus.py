@@ -60,7 +60,7 @@ def focus(learner: Learner, *batches: Batch) -> Focus:
         for key, value in learner.params.items()
     }
     narrowed = tuple(
-        batch if batch.input_ids is None else replace(batch, input_ids=torch.searchsorted(rows, batch.input_ids))
+        batch if batch.input_ids is None else replace(batch, input_ids=torch.searchsorted(rows, batch.input_ids.contiguous()))
         for batch in batches
     )
     return Focus(replace(learner, params=params), narrowed, rows, (name, whole))
