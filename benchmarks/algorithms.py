@@ -3,9 +3,9 @@
     python benchmarks/algorithms.py DATA/classification/banking77 --out benchmarks/results/algorithms.json
 
 Budget: 15 meta-updates of 4 episodes (5-way, 1 to 5 shots, 5 queries), the same ones for each, MiniLM, AdamW 5e-5, the last
-weights. The hyperparameters are each algorithm's defaults, none tuned here. Products in bf16 while training where the
-processor has them, fp32 afterwards (`--precision`; each result says which). Interrupted, it goes on with the algorithms that
-are not in the file yet. The table for the README is printed at the end.
+weights. The hyperparameters are each algorithm's defaults, none tuned here. Products in bf16 while training, fp32 afterwards;
+where the processor has no bf16, give `--precision fp32` (each result says which). Interrupted, it goes on with the algorithms
+that are not in the file yet. The table for the README is printed at the end.
 """
 
 from __future__ import annotations

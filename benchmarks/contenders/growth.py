@@ -8,7 +8,7 @@ from typing import Any
 from contenders.measuring import alone, say
 from contenders.workload import WORKLOADS, Workload
 
-AXES = {"steps": (1, 2, 5, 10), "tasks": (1, 2, 4), "shots": (1, 2, 5, 10), "length": (16, 32, 64, 128)}
+AXES = {"steps": (1, 2, 5, 10), "tasks": (1, 2, 4, 8), "shots": (1, 2, 5, 10), "length": (16, 32, 64, 128)}
 CONTENDERS = ("plain", "kshot", "kshot-checkpointed")
 METHODS = {"graph": "kshot", "checkpointed": "kshot-checkpointed"}
 STEPS = (1, 5, 10, 20)
