@@ -30,6 +30,7 @@ SETTINGS = {
     "training.tasks_per_step": 4,
     "training.lr": 5e-5,
     "training.validate_every": 0,
+    "label_names": False,
 }
 BASELINE = "frozen prototype"
 

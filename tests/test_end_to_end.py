@@ -90,7 +90,7 @@ def require_report(folder: Path, tasks: set[str]) -> None:
     report = load_report(folder)
     methods = [row["method"] for row in report["rows"]]
     assert methods[0] == "protonet (meta-trained)"
-    assert len(set(methods)) == 6
+    assert len(set(methods)) == 7
     assert {row["shots"] for row in report["rows"]} == {1, 5}
     assert {row["task"] for row in report["tasks"]} <= tasks
     assert all(0 <= row["accuracy"] <= 1 for row in report["rows"])

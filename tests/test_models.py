@@ -335,7 +335,7 @@ def test_a_backbone_by_alias_and_by_folder(folder, no_network):
 
 @pytest.mark.parametrize("name", ["absent-alias", "owner/absent-model"])
 def test_a_model_that_cannot_be_fetched(name, no_network, monkeypatch):
-    monkeypatch.setitem(ALIASES, "absent-alias", _Alias("absent_package", "model", "absent-package==1.0", "owner/absent-model"))
+    monkeypatch.setitem(ALIASES, "absent-alias", _Alias(lambda: None, "absent-package==1.0", "owner/absent-model"))
     begin = time.perf_counter()
 
     with pytest.raises(BackboneError) as error:
@@ -370,8 +370,11 @@ def test_without_name_resolution_the_hub_is_not_asked_again_and_again(monkeypatc
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("minilmm", "No backbone 'minilmm'. Did you mean 'minilm'? Expected an alias (minilm, tiny), a folder with a Hugging"),
-        ("./absent/folder", "No backbone './absent/folder'. Expected an alias (minilm, tiny), a folder"),
+        (
+            "minilmm",
+            "No backbone 'minilmm'. Did you mean 'minilm'? Expected an alias (minilm, e5-multilingual, tiny), a folder",
+        ),
+        ("./absent/folder", "No backbone './absent/folder'. Expected an alias (minilm, e5-multilingual, tiny), a folder"),
         ("/absent", "No backbone '/absent'. Expected an alias"),
         ("a/b/c", "No backbone 'a/b/c'. Expected an alias"),
     ],

@@ -23,7 +23,9 @@ from kshot.meta import ALGORITHMS
 from kshot.models import add_adapter, load_backbone, new_learner
 from kshot.models.precision import choose_matmul_route, default_matmul_route, require_precision
 from kshot.models.select import ADAPTER
+from kshot.models.trimming import trimmed
 from kshot.tasks import EpisodeSampler, EpisodeSpec, Task, TaskSuite, load_tasks, split_tasks
+from kshot.tasks.label_names import label_texts
 from kshot.tasks.sources import BUNDLED, HUB
 from kshot.tasks.suite import SPLITS
 from kshot.training import Run, load_run, meta_train, save_run
@@ -115,9 +117,15 @@ def train(
     if shared:
         tell(f"Warning: {len(shared)} text(s) of meta-test also stand in meta-train, such as {shared[0][:80]!r}.")
     tell(f"{suite.name}: " + ", ".join(f"meta-{split} {_size(suite[split])}" for split in SPLITS))
-    backbone = add_adapter(load_backbone(config.backbone), adapter, config.training.seed)
+    backbone = load_backbone(config.backbone)
+    if config.trim_vocabulary:
+        whole = backbone.model.config.vocab_size
+        backbone = trimmed(backbone, _texts((*suite.train, *suite.validation)))
+        tell(f"Vocabulary: {backbone.model.config.vocab_size:,} of {whole:,} tokens.")
+    backbone = add_adapter(backbone, adapter, config.training.seed)
     tell(choose_matmul_route() if config.fast else default_matmul_route())
     learner = replace(new_learner(backbone, config.device), fast=config.fast, precision=config.precision)
+    learner = replace(learner, names=config.label_names)
     packed = config.fast and backbone.packed is not None
     tell(f"Forward pass: {'packed' if packed else 'that of the model'}, {config.precision}")
     corpora = {task.corpus.fingerprint: task.corpus for task in (*suite.train, *suite.validation)}
@@ -135,6 +143,8 @@ def train(
         "episodes": asdict(shape),
         "validation": asdict(config.validation),
         "precision": config.precision,
+        "label_names": config.label_names,
+        "trim_vocabulary": config.trim_vocabulary,
         "tasks": {split: _digest(suite[split]) for split in ("train", "validation")},
     }
     begin = time.perf_counter()
@@ -209,6 +219,12 @@ def _digest(tasks: Sequence[Task]) -> str:
     """Return what identifies tasks, and reveals neither texts nor labels."""
     digests = [label_digest(task, label) for task in tasks for label in task.labels]
     return hashlib.blake2b(" ".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def _texts(tasks: Sequence[Task]) -> list[str]:
+    """Return the texts and labels' names of tasks."""
+    texts = [text for task in tasks for label in range(len(task.labels)) for text in task.corpus.texts(task.rows(label))]
+    return texts + [name for task in tasks for name in label_texts(task.labels)]
 
 
 def _size(tasks: Sequence[Task]) -> str:

@@ -55,6 +55,9 @@ class Config:
         validation: that of validation episodes.
         training: the outer loop.
         evaluation: the protocol.
+        label_names: whether a label's name is one more support example of it, where names say something.
+        trim_vocabulary: keep the word vectors of the tokens alone that meta-training's and meta-validation's texts have; see
+            `kshot.models.trimming`.
         device: ``cpu`` or ``cuda``.
         precision: of meta-training's products: ``fp32``, or ``bf16``, which rounds their factors.
         fast: use what is faster and the same: the packed forward pass where the backbone has one, and the route of fp32
@@ -71,6 +74,8 @@ class Config:
     validation: EpisodeSpec = field(default_factory=lambda: EpisodeSpec(ways=5, shots=1, queries=5))
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    label_names: bool = True
+    trim_vocabulary: bool = False
     device: str = "cpu"
     precision: str = "fp32"
     fast: bool = True

@@ -29,6 +29,8 @@ TRAIN = {
     "training.steps": ("--steps", "Meta-updates."),
     "training.lr": ("--lr", "Peak rate of the outer optimiser."),
     "training.seed": ("--seed", "Seed of episodes and dropout."),
+    "label_names": ("--label-names", "true or false: whether a label's name is one more support example of it."),
+    "trim_vocabulary": ("--trim-vocabulary", "true or false: leave out the tokens that no text of the tasks has."),
     "device": ("--device", "cpu or cuda."),
     "precision": ("--precision", "fp32, or bf16 for products of rounded factors."),
 }
@@ -39,7 +41,10 @@ EVALUATE = {
     "evaluation.queries": ("--queries", "Query examples a label."),
     "evaluation.episodes": ("--episodes", "Episodes a number of shots."),
     "evaluation.slow_episodes": ("--slow-episodes", "Episodes for methods that take seconds each; 0 leaves those out."),
-    "evaluation.baselines": ("--baselines", "Of prototype, logistic, head, tfidf, full, setfit; or none."),
+    "evaluation.baselines": (
+        "--baselines",
+        "Of prototype, logistic, head, tfidf, full, setfit, also NAME+names; or none.",
+    ),
     "evaluation.seed": ("--seed", "Seed of the episodes."),
     "device": ("--device", "cpu or cuda."),
 }

@@ -188,12 +188,12 @@ def adapt(run: Run, texts: Sequence[str], labels: Sequence[str]) -> AdaptedTask:
     learner = run.prepared().learner
     support = Examples(tuple(texts), tuple(names.index(label) for label in labels))
     with torch.no_grad():
-        batch = learner.batch(support, len(names))
+        batch = learner.batch(support.named(names) if learner.names else support, len(names))
         encoded = learner.featurised(batch)
         adapted = adapted_safely(run.algorithm, learner, batch if run.algorithm.moves_backbone else encoded)
     assert encoded.features is not None
     detached = {name: value.detach() for name, value in adapted.items()}
-    return AdaptedTask(run, names, support, detached, F.normalize(encoded.features, dim=-1))
+    return AdaptedTask(run, names, support, detached, F.normalize(encoded.features[: len(support)], dim=-1))
 
 
 def load_adapted(folder: str | Path, run: Run | None = None, device: str = "cpu") -> AdaptedTask:

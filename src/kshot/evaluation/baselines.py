@@ -19,6 +19,7 @@ from kshot.models.backbones import locate
 from kshot.tasks import Episode
 
 _THEIR_POOLING = {"last": "lasttoken"}
+_NAMED = "+names"
 _SCALE = 20.0  # of unit-length text vectors before a linear head
 
 
@@ -169,16 +170,25 @@ BASELINES: dict[str, Callable[[Learner], Method]] = {
 
 
 def new_baselines(names: Sequence[str], pretrained: Learner) -> list[Method]:
-    """Return the baselines of those names.
+    """Return the baselines of those names; with ``+names`` behind it, a baseline that has the labels' names as examples.
 
     Raises:
         ConfigError: an unknown name.
         MissingExtraError: SetFit is asked and not installed.
     """
-    for name in names:
-        if name not in BASELINES:
-            raise ConfigError(f"No baseline '{name}'.{nearest(name, BASELINES)}", f"There are: {listing(BASELINES)}.")
-    return [BASELINES[name](pretrained) for name in names]
+    return [_baseline(name, pretrained) for name in names]
+
+
+def _baseline(name: str, pretrained: Learner) -> Method:
+    kind = name.removesuffix(_NAMED)
+    if kind not in BASELINES:
+        raise ConfigError(
+            f"No baseline '{kind}'.{nearest(kind, BASELINES)}", f"There are: {listing(BASELINES)}, each also with {_NAMED}."
+        )
+    method = BASELINES[kind](pretrained)
+    if name != kind:
+        method.names, method.name = True, f"{method.name} with label names"
+    return method
 
 
 def _unit(batch: Batch) -> torch.Tensor:

@@ -27,12 +27,14 @@ class Method(ABC):
         name: as reports show it.
         encoder: the frozen encoder whose text vectors the method works on; None where it takes tokens or texts.
         tokenizer: the learner that turns texts into token batches, for methods without an ``encoder`` that want tokens.
+        names: whether the labels' names are among its support examples.
         slow: whether it takes seconds an episode, so that it is measured on fewer episodes.
     """
 
     name: str
     encoder: Learner | None = None
     tokenizer: Learner | None = None
+    names: bool = False
     slow: bool = False
 
     @abstractmethod
@@ -46,6 +48,7 @@ class MetaTrained(Method):
     def __init__(self, run: Run) -> None:
         self._run = run
         self.name = f"{run.algorithm_name} (meta-trained)"
+        self.names = run.learner.names
         if run.algorithm.moves_backbone:
             self.tokenizer = run.learner
         else:

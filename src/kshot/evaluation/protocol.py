@@ -39,7 +39,8 @@ class EvaluationConfig:
         ways, shots, queries: the episodes' shape; every number of shots is measured.
         episodes: how many a number of shots.
         slow_episodes: how many, the first of the same ones, for methods that take seconds an episode; 0 leaves those out.
-        baselines: which to compare with: prototype, logistic, head, tfidf, full, setfit.
+        baselines: which to compare with: prototype, logistic, head, tfidf, full, setfit; with ``+names`` behind it, a baseline
+            has the labels' names as further examples.
         seed: of the episodes.
     """
 
@@ -49,7 +50,7 @@ class EvaluationConfig:
     queries: int = 5
     episodes: int = 600
     slow_episodes: int = 20
-    baselines: tuple[str, ...] = ("prototype", "logistic", "head", "tfidf", "full")
+    baselines: tuple[str, ...] = ("prototype", "prototype+names", "logistic", "head", "tfidf", "full")
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,6 +63,9 @@ class EvaluationConfig:
         for name, values in (("shots", self.shots), ("baselines", self.baselines)):
             if len(set(values)) < len(values):
                 raise ConfigError(f"evaluation.{name} names something twice: {listing(map(str, values))}.")
+
+
+_Encoding = tuple[int, bool]  # by which frozen encoder, and whether labels' names are among the support examples
 
 
 @dataclass
@@ -111,7 +115,7 @@ def evaluate(
         methods += new_baselines(config.baselines, pretrained)
     outcomes: dict[tuple[str, int], _Outcome] = {}
     for shots, episodes in streams.items():
-        encoded: dict[int, list[EncodedEpisode]] = {}
+        encoded: dict[_Encoding, list[EncodedEpisode]] = {}
         for method in methods:
             chosen = episodes[: config.slow_episodes] if method.slow else episodes
             if not chosen:
@@ -188,9 +192,10 @@ def _pretrained(run: Run, warnings: list[str]) -> Learner | None:
     return learner
 
 
-def _measure(method: Method, episodes: Sequence[Episode], encoded: dict[int, list[EncodedEpisode]]) -> _Outcome:
+def _measure(method: Method, episodes: Sequence[Episode], encoded: dict[_Encoding, list[EncodedEpisode]]) -> _Outcome:
     """Run a method on the episodes. Each method is timed from the support set's texts to a classifier."""
     outcome = _Outcome()
+    episodes = [episode.named() for episode in episodes] if method.names else episodes
     if method.encoder is None:
         for episode in episodes:
             begin = time.perf_counter()
@@ -198,13 +203,14 @@ def _measure(method: Method, episodes: Sequence[Episode], encoded: dict[int, lis
             outcome.seconds.append(time.perf_counter() - begin)
             outcome.add(episode, predict(episode, _batch(method, episode, episode.query)))
         return outcome
-    if id(method.encoder) not in encoded:  # one frozen encoder encodes every text once for all methods and episodes
-        encoded[id(method.encoder)] = list(encode_once(method.encoder, episodes))
-    for episode, both in zip(episodes, encoded[id(method.encoder)], strict=True):
+    encoder, key = replace(method.encoder, names=False), (id(method.encoder), method.names)
+    if key not in encoded:  # one frozen encoder encodes every text once for all methods and episodes
+        encoded[key] = list(encode_once(encoder, episodes))
+    for episode, both in zip(episodes, encoded[key], strict=True):
         outcome.add(episode, method.fit(episode, both.support)(episode, both.query))
     for episode in episodes[:_TIMED]:
         begin = time.perf_counter()
-        method.fit(episode, next(encode_once(method.encoder, [replace(episode, query=episode.support)])).support)
+        method.fit(episode, next(encode_once(encoder, [replace(episode, query=episode.support)])).support)
         outcome.seconds.append(time.perf_counter() - begin)
     return outcome
 
@@ -212,7 +218,7 @@ def _measure(method: Method, episodes: Sequence[Episode], encoded: dict[int, lis
 def _batch(method: Method, episode: Episode, examples: Examples) -> Batch:
     if method.tokenizer is not None:
         return method.tokenizer.batch(examples, episode.ways)
-    return Batch(torch.tensor(examples.labels), episode.ways)
+    return Batch(torch.tensor(examples.labels), episode.ways, names=examples.names)
 
 
 def _row(name: str, shots: int, suite: TaskSuite, config: EvaluationConfig, outcome: _Outcome) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class Matching(Metric):
     since vectors are of unit length. The paper also passes the support set through a bidirectional LSTM. That is left out: its
     result depends on the order of the examples, which means nothing.
 
-    The logits are the logarithms of p, summed without underflow. A class with more support examples has more votes.
+    The logits are the logarithms of p, summed without underflow. A class with more support examples has more votes; a label's
+    name has as many as were learned (see `Metric`).
 
     Args:
         scale: the inverse temperature of the attention, or where it starts.
@@ -64,12 +65,13 @@ class Matching(Metric):
         return super().meta_parameters(learner) | (lstm if self.context_steps else {})
 
     def adapt(self, learner: Learner, support: Batch) -> Adapted:
-        return {"memory": unit(learner, support), "labels": support.labels}
+        return {"memory": unit(learner, support), "labels": support.labels, "votes": self.weights(learner, support)}
 
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         memory, labels, scale = adapted["memory"], adapted["labels"], self.inverse_temperature(learner)
         z = F.normalize(self._in_context(learner, unit(learner, query), memory), dim=-1)
-        return log_sum_by_class((scale * z @ memory.T).log_softmax(-1), labels, query.ways)
+        attention = (scale * z @ memory.T + adapted["votes"].log()).log_softmax(-1)
+        return log_sum_by_class(attention, labels, query.ways)
 
     def _in_context(self, learner: Learner, z: Tensor, memory: Tensor) -> Tensor:
         meta, scale = self.meta(learner), self.inverse_temperature(learner)

@@ -11,11 +11,14 @@ from kshot.meta.algorithm import Algorithm
 from kshot.models.batch import Batch
 from kshot.models.learner import Learner, Params
 
+NAMES = "meta.names"
+
 
 class Metric(Algorithm):
     """An algorithm with a scale, the inverse temperature of its softmax, which is a meta-parameter where ``learn_scale`` holds.
 
-    The scale is stored as its logarithm, so that no step makes it negative and equal steps multiply it by equal factors.
+    The scale is stored as its logarithm, so that no step makes it negative and equal steps multiply it by equal factors. So is
+    the weight of a label's name, where names are support examples: one learned number says how many texts a name is worth.
 
     References:
         Oreshkin, Rodriguez, Lacoste 2018, "TADAM: Task dependent adaptive metric for improved few-shot learning",
@@ -29,7 +32,8 @@ class Metric(Algorithm):
         require_positive("scale", self.scale)
 
     def meta_parameters(self, learner: Learner) -> Params:
-        return {"meta.scale": head(learner).new_tensor(self.scale).log()} if self.learn_scale else {}
+        scale = {"meta.scale": head(learner).new_tensor(self.scale).log()} if self.learn_scale else {}
+        return scale | ({NAMES: head(learner).new_zeros(())} if learner.names else {})
 
     def meta(self, learner: Learner) -> Params:
         """Return the learner's ``meta.*``; their start where it has none, since it was not meta-trained with the algorithm."""
@@ -38,6 +42,12 @@ class Metric(Algorithm):
     def inverse_temperature(self, learner: Learner) -> Tensor | float:
         """Return the scale."""
         return self.meta(learner)["meta.scale"].exp() if self.learn_scale else self.scale
+
+    def weights(self, learner: Learner, batch: Batch) -> Tensor:
+        """Return how much each example counts (B,): a text 1, the name of a label as much as was learned."""
+        like = head(learner)
+        name = learner.params[NAMES].exp() if NAMES in learner.params else like.new_ones(())
+        return torch.cat([like.new_ones(len(batch) - batch.names), name.expand(batch.names)])
 
 
 def head(learner: Learner) -> Tensor:
@@ -55,9 +65,10 @@ def one_hot(batch: Batch, like: Tensor) -> Tensor:
     return F.one_hot(batch.labels, batch.ways).to(like.dtype)
 
 
-def class_means(z: Tensor, batch: Batch) -> Tensor:
-    """Return the mean vector of each class (N, H)."""
+def class_means(z: Tensor, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    """Return the mean vector of each class (N, H), of examples that count as much as their weights (B,) say."""
     members = one_hot(batch, z)
+    members = members if weights is None else members * weights.unsqueeze(1)
     return members.T @ z / members.sum(0).unsqueeze(1)
 
 

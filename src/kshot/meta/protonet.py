@@ -25,7 +25,7 @@ class ProtoNet(Metric):
         p(y = k | x) = softmax_k( -d(f(x), c_k) )
         meta-loss = mean over queries (x, y) of -log p(y | x)
 
-    The metrics are::
+    Where labels' names are support examples, a name counts in its mean as much as was learned. The metrics are::
 
         cosine:       -d = scale * cos(f(x), c_k),  f(x) of unit length
         euclidean:     d = ||f(x) - c_k||^2
@@ -60,13 +60,16 @@ class ProtoNet(Metric):
         require_known("metric", self.metric, METRICS)
 
     def meta_parameters(self, learner: Learner) -> Params:
+        own = super().meta_parameters(learner)
+        if self.metric != "cosine":
+            own.pop("meta.scale", None)
         if self.metric == "mahalanobis":
             width = head(learner).shape[1]
-            return {"meta.factor": head(learner).new_zeros(width, width)}
-        return super().meta_parameters(learner) if self.metric == "cosine" else {}
+            own["meta.factor"] = head(learner).new_zeros(width, width)
+        return own
 
     def adapt(self, learner: Learner, support: Batch) -> Adapted:
-        return {"prototypes": class_means(self._embed(learner, support), support)}
+        return {"prototypes": class_means(self._embed(learner, support), support, self.weights(learner, support))}
 
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         z, c = self._embed(learner, query), adapted["prototypes"]

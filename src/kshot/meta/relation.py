@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kshot.errors import ConfigError
 from kshot.meta.algorithm import Adapted, require_known
-from kshot.meta.metric import Metric, class_means, head, one_hot, unit
+from kshot.meta.metric import NAMES, Metric, class_means, head, one_hot, unit
 from kshot.models.batch import Batch, EncodedEpisode
 from kshot.models.learner import Learner, Params
 
@@ -70,10 +70,11 @@ class Relation(Metric):
         start = {"inner.weight": inner, "inner.bias": like.new_zeros(self.hidden), "outer.weight": outer}
         if self.loss == "mse":  # in a softmax over classes it cancels
             start["outer.bias"] = like.new_tensor([-self.scale / 2])
-        return {f"meta.relation.{name}": value for name, value in start.items()}
+        names = {name: value for name, value in super().meta_parameters(learner).items() if name == NAMES}
+        return names | {f"meta.relation.{name}": value for name, value in start.items()}
 
     def adapt(self, learner: Learner, support: Batch) -> Adapted:
-        return {"prototypes": class_means(unit(learner, support), support)}
+        return {"prototypes": class_means(unit(learner, support), support, self.weights(learner, support))}
 
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         g = {name.removeprefix("meta.relation."): value for name, value in self.meta(learner).items()}

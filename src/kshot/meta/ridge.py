@@ -23,9 +23,9 @@ class R2D2(Metric):
         logits = alpha X' W
         meta-loss = mean over queries (x, y) of -log softmax(logits) at y
 
-    The second form of W (Woodbury's identity) solves n equations where the usual one solves H, and n is small. lambda and
-    alpha, the scale, are meta-learned as their logarithms. The paper also adds a learned number beta to all logits, which
-    cancels in the softmax and is left out.
+    A label's name counts in the squared error as often as was learned (see `Metric`). The second form of W (Woodbury's
+    identity) solves n equations where the usual one solves H, and n is small. lambda and alpha, the scale, are meta-learned as
+    their logarithms. The paper also adds a learned number beta to all logits, which cancels in the softmax and is left out.
 
     Args:
         ridge: where lambda starts.
@@ -50,9 +50,10 @@ class R2D2(Metric):
         return super().meta_parameters(learner) | {"meta.ridge": head(learner).new_tensor(self.ridge).log()}
 
     def adapt(self, learner: Learner, support: Batch) -> Adapted:
-        x, penalty = unit(learner, support), self.meta(learner)["meta.ridge"].exp()
+        penalty, root = self.meta(learner)["meta.ridge"].exp(), self.weights(learner, support).sqrt().unsqueeze(1)
+        x = root * unit(learner, support)
         gram = x @ x.T + penalty * torch.eye(len(x), dtype=x.dtype, device=x.device)
-        return {"weight": x.T @ torch.linalg.solve(gram, one_hot(support, x))}
+        return {"weight": x.T @ torch.linalg.solve(gram, root * one_hot(support, x))}
 
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         return self.inverse_temperature(learner) * unit(learner, query) @ adapted["weight"]

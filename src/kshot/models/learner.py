@@ -54,6 +54,7 @@ class Learner:
         vectors: text vectors of corpora, by fingerprint, where the backbone stays as it is.
         fast: whether to use the packed forward pass where the backbone has one; it is the same function.
         precision: ``fp32``, or ``bf16`` for products of rounded factors.
+        names: whether the labels' names are support examples of their labels.
     """
 
     backbone: Backbone
@@ -63,6 +64,7 @@ class Learner:
     vectors: dict[str, VectorStore] = field(default_factory=dict)
     fast: bool = True
     precision: str = "fp32"
+    names: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -154,15 +156,20 @@ class Learner:
     def batch(self, examples: Examples, ways: int, corpus: str = "") -> Batch:
         """Return the examples as a batch: vectors or token ids from the stores of their corpus, where they are open."""
         labels = torch.tensor(examples.labels, dtype=torch.long)
-        if corpus in self.vectors and examples.rows:
-            return Batch(labels, ways, features=self.vectors[corpus].rows(examples.rows)).to(self.device)
-        store = self.stores.get(corpus) if examples.rows else None
-        tokens = self.backbone.tokenize(list(examples.texts)) if store is None else store.rows(examples.rows)
-        input_ids, mask = pad(tokens, self.backbone.tokenizer.pad_token_id or 0)
-        return Batch(labels, ways, input_ids, mask).to(self.device)
+        rows, batch = examples.rows, Batch(labels, ways, names=examples.names)
+        if corpus in self.vectors and rows:
+            stored = self.vectors[corpus].rows(rows).to(self.device)
+            return batch.to(self.device).with_features(torch.cat([stored, self.embed_texts(examples.texts[len(rows) :])]))
+        known = self.stores[corpus].rows(rows) if corpus in self.stores else []
+        input_ids, mask = pad(known + self._tokens(examples.texts[len(known) :]), self.backbone.tokenizer.pad_token_id or 0)
+        return replace(batch, input_ids=input_ids, mask=mask).to(self.device)
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.backbone.tokenize(list(texts)) if texts else []
 
     def encode(self, episode: Episode) -> EncodedEpisode:
         """Return an episode's support and query batches."""
+        episode = episode.named() if self.names else episode
         support, query = (self.batch(side, episode.ways, episode.corpus) for side in (episode.support, episode.query))
         return EncodedEpisode(support, query)
 
@@ -181,7 +188,7 @@ class Learner:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors (n, H) of texts."""
-        return self.embed(self.backbone.tokenize(list(texts)) if texts else [])
+        return self.embed(self._tokens(texts))
 
     def with_stores(self, corpora: Sequence[Corpus]) -> Learner:
         """Return the learner with the token ids of these corpora at hand, tokenised now or in an earlier process."""

@@ -47,7 +47,7 @@ def tokenizer_fingerprint(backbone: Backbone) -> str:
     rules = tokenizer.get_vocab()
     if tokenizer.is_fast:  # truncation and padding are left over from the last call; each call of ours sets its own
         rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    parts = [str(_VERSION), json.dumps(rules, sort_keys=True), backbone.spec.prefix, str(backbone.max_length)]
+    parts = [str(_VERSION), json.dumps(rules, sort_keys=True), backbone.spec.prefix or "", str(backbone.max_length)]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kshot.errors import ConfigError, DataError, listing
 from kshot.files import atomic_file
+from kshot.tasks.label_names import label_texts
 from kshot.tasks.task import Rows, Task
 
 _EPISODE_SCHEMA = 1
@@ -26,14 +27,25 @@ class Examples:
         texts: the texts.
         labels: for each text the index of its label among the episode's labels.
         rows: for each text its row in the task's corpus; empty where the texts come from elsewhere.
+        names: how many of the texts, the last ones, are the labels' names; these have no row.
     """
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
     rows: tuple[int, ...] = ()
+    names: int = 0
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def named(self, labels: Sequence[str]) -> Examples:
+        """Return the examples with each label's name as one more of its label, the same ones where the names say nothing.
+
+        Args:
+            labels: the episode's labels.
+        """
+        names = label_texts(labels)
+        return Examples(self.texts + names, self.labels + tuple(range(len(names))), self.rows, len(names))
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,10 @@ class Episode:
     def ways(self) -> int:
         """The number of labels."""
         return len(self.labels)
+
+    def named(self) -> Episode:
+        """Return the episode with its labels' names among the support examples; see `Examples.named`."""
+        return replace(self, support=self.support.named(self.labels))
 
 
 @dataclass(frozen=True)
@@ -257,7 +273,8 @@ def load_episodes(path: Path) -> list[Episode]:
                 newer = value.pop("schema") > _EPISODE_SCHEMA
                 if not newer:
                     for side in ("support", "query"):
-                        value[side] = Examples(**{key: tuple(items) for key, items in value[side].items()})
+                        texts, labels, rows = (tuple(value[side][key]) for key in ("texts", "labels", "rows"))
+                        value[side] = Examples(texts, labels, rows, int(value[side].get("names", 0)))
                     episodes.append(Episode(**{**value, "labels": tuple(value["labels"])}))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}, line {number}: not an episode ({error}).", mend="Dump the episodes again.") from error

@@ -99,6 +99,7 @@ def save_run(run: Run, folder: Path) -> Run:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "algorithm": {"name": run.algorithm_name, **run.options},
         "backbone": {**asdict(backbone.spec), "name": _seen_from(folder, run.pretrained)},
+        "label_names": learner.names,
         "adapter": None if backbone.adapter is None else asdict(backbone.adapter.spec),
         "versions": {name: version(name) for name in _LIBRARIES + (("peft",) if backbone.adapter else ())},
     }
@@ -122,6 +123,7 @@ def _forget_origin(config: Path) -> None:
 def _fingerprint(params: Params, run: Run) -> str:
     adapter = run.learner.backbone.adapter
     mechanism = [run.algorithm_name, dict(run.options), *([asdict(adapter.spec)] if adapter else [])]
+    mechanism += ["label_names"] if run.learner.names else []
     digest = hashlib.blake2b(json.dumps(mechanism, sort_keys=True).encode(), digest_size=16)
     for name in sorted(params):
         digest.update(name.encode() + params[name].detach().cpu().contiguous().numpy().tobytes())
@@ -187,6 +189,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
             mend="Copy the run whole, or train anew.",
         )
     learner = learner.with_params(learner.params | {n: v.requires_grad_() for n, v in rest.items()})
+    learner = replace(learner, names=card.get("label_names", False))  # runs from before that used none
     return Run(learner, new_algorithm(name, options), name, options, pretrained, card, folder).prepared()
 
 
