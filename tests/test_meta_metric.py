@@ -27,6 +27,7 @@ from kshot.errors import ConfigError
 from kshot.meta import Algorithm, ProtoNet
 from kshot.meta.matching import Matching
 from kshot.meta.metric import log_sum_by_class
+from kshot.meta.protonet import left_out_cosines
 from kshot.meta.relation import Relation
 from kshot.meta.ridge import R2D2
 from kshot.models import Batch, EncodedEpisode, Learner
@@ -36,6 +37,7 @@ COUNTS = (1, 3, 2)  # shots differ, so that a mean is not a sum and an order not
 ALGORITHMS = [
     ProtoNet("cosine"),
     ProtoNet("cosine", learn_scale=False),
+    ProtoNet("cosine", leave_one_out=True),
     ProtoNet("euclidean"),
     ProtoNet("mahalanobis"),
     Matching(),
@@ -149,6 +151,33 @@ def test_mahalanobis_stays_positive_definite_however_far_it_is_moved():
     distances = -algorithm.logits(learner, algorithm.adapt(learner, centre), everywhere)
 
     assert (distances > 0).all()
+
+
+def test_left_out_means_by_hand():
+    episode, algorithm = vectors(), ProtoNet(leave_one_out=True)
+    learner = with_own(learner_for(algorithm), scale=7.0)
+    x = np.concatenate([unit(side.features.numpy()) for side in (episode.support, episode.query)])
+    y = np.concatenate([side.labels.numpy() for side in (episode.support, episode.query)])
+
+    loss, _ = algorithm.meta_loss(learner, [episode])
+
+    terms = []
+    for i in range(len(x)):
+        others = [unit(x[[j for j in range(len(x)) if y[j] == k and j != i]].mean(0)) for k in range(3)]
+        terms.append(-math.log(softmax(7 * np.array([x[i] @ centre for centre in others]))[y[i]]))
+    assert float(loss) == pytest.approx(sum(terms) / len(terms), rel=1e-10)
+
+
+def test_an_example_alone_in_its_class_teaches_nothing_and_breaks_nothing():
+    z = torch.eye(3, dtype=torch.float64, requires_grad=True)
+    batch = Batch(torch.tensor([0, 1, 1]), 2, features=z)
+
+    cosines = left_out_cosines(z, batch, torch.ones(3, dtype=torch.float64))
+
+    assert cosines[0].tolist() == [1.0, 0.0]
+    assert cosines[1, 1] == 0.0
+    (gradient,) = torch.autograd.grad(cosines[0, 0], z)
+    assert bool(torch.isfinite(gradient).all())
 
 
 def test_matching_by_hand():

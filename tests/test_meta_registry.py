@@ -50,7 +50,7 @@ def test_names_stand_for_presets_and_options_go_before_them():
         (
             "protonet",
             {"inner_lr": 1.0},
-            "The algorithm 'protonet' has no hyperparameter 'inner_lr'. It has: metric, scale, learn_scale.",
+            "The algorithm 'protonet' has no hyperparameter 'inner_lr'. It has: metric, scale, learn_scale, leave_one_out.",
         ),
         ("maml", {"inner_steps": "3"}, "algorithm.inner_steps is '3'. Expected int, such as 5."),
         ("maml", {"inner_steps": 2.0}, "algorithm.inner_steps is 2.0. Expected int, such as 5."),

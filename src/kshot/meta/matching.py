@@ -70,7 +70,8 @@ class Matching(Metric):
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         memory, labels, scale = adapted["memory"], adapted["labels"], self.inverse_temperature(learner)
         z = F.normalize(self._in_context(learner, unit(learner, query), memory), dim=-1)
-        attention = (scale * z @ memory.T + adapted["votes"].log()).log_softmax(-1)
+        votes = adapted.get("votes", torch.ones_like(memory[:, 0]))  # tasks from before there were names have none
+        attention = (scale * z @ memory.T + votes.log()).log_softmax(-1)
         return log_sum_by_class(attention, labels, query.ways)
 
     def _in_context(self, learner: Learner, z: Tensor, memory: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kshot.errors import ConfigError
 from kshot.meta.algorithm import Adapted, require_known
-from kshot.meta.metric import Metric, class_means, head, unit
-from kshot.models.batch import Batch
+from kshot.meta.metric import Metric, class_means, head, one_hot, unit
+from kshot.models.batch import Batch, EncodedEpisode
 from kshot.models.learner import Learner, Params
 
 METRICS = ("cosine", "euclidean", "mahalanobis")
@@ -38,6 +40,8 @@ class ProtoNet(Metric):
         metric: ``cosine``, ``euclidean`` or ``mahalanobis``.
         scale: the inverse temperature of the cosine, or where it starts.
         learn_scale: whether the scale is meta-learned.
+        leave_one_out: meta-train on support and query set together, each text being classified by class means that it is left
+            out of: every text that is encoded teaches twice, as a query and as a support example.
 
     References:
         Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", arXiv:1703.05175.
@@ -54,10 +58,13 @@ class ProtoNet(Metric):
     metric: str = "cosine"
     scale: float = 20.0
     learn_scale: bool = True
+    leave_one_out: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_known("metric", self.metric, METRICS)
+        if self.leave_one_out and self.metric != "cosine":
+            raise ConfigError(f"algorithm.leave_one_out is asked with the metric '{self.metric}'.", "Expected cosine.")
 
     def meta_parameters(self, learner: Learner) -> Params:
         own = super().meta_parameters(learner)
@@ -77,6 +84,16 @@ class ProtoNet(Metric):
             return self.inverse_temperature(learner) * z @ F.normalize(c, dim=-1).T
         return -(z.unsqueeze(1) - c).square().sum(-1)
 
+    def episode_loss(self, learner: Learner, episode: EncodedEpisode) -> tuple[Tensor, Tensor]:
+        if not self.leave_one_out:
+            return super().episode_loss(learner, episode)
+        sides = episode.query, episode.support  # names stay last
+        z, labels = torch.cat([unit(learner, side) for side in sides]), torch.cat([side.labels for side in sides])
+        batch = Batch(labels, episode.ways, features=z, names=episode.support.names)
+        scores = self.inverse_temperature(learner) * left_out_cosines(z, batch, self.weights(learner, batch))
+        texts = len(batch) - batch.names
+        return F.cross_entropy(scores[:texts], labels[:texts]), scores[: len(episode.query)]
+
     def _embed(self, learner: Learner, batch: Batch) -> Tensor:
         if self.metric == "cosine":
             return unit(learner, batch)
@@ -85,3 +102,16 @@ class ProtoNet(Metric):
             return z
         stored = self.meta(learner)["meta.factor"]
         return z @ (stored.tril(-1) + stored.diagonal().exp().diag())  # as row vectors: (z - c) M (z - c)' = ||(z - c) L||^2
+
+
+def left_out_cosines(z: Tensor, batch: Batch, weights: Tensor) -> Tensor:
+    """Return the cosines (B, N) of unit vectors with the class means, each example being left out of the mean of its class.
+
+    One that is alone in its class stays in, and so has the cosine 1, whose gradient is 0.
+    """
+    members = one_hot(batch, z) * weights.unsqueeze(1)
+    sums, weighted = members.T @ z, weights.unsqueeze(1) * z
+    alone = batch.labels.bincount(minlength=batch.ways)[batch.labels] == 1
+    own = torch.where(alone.unsqueeze(1), weighted, sums[batch.labels] - weighted)
+    others = z @ F.normalize(sums, dim=-1).T
+    return others.scatter(1, batch.labels.unsqueeze(1), (z * F.normalize(own, dim=-1)).sum(-1, keepdim=True))
