@@ -73,7 +73,7 @@ def test_a_prediction_is_whole(algorithm):
         assert all(-1.001 <= value <= 1.001 for value in similarities)
         plain = prediction.to_json()
         assert json.loads(json.dumps(plain)) == plain
-        assert list(plain) == ["label", "probability", "probabilities", "nearest"]
+        assert list(plain) == ["label", "probability", "probabilities", "in_scope", "nearest"]
     assert task.predict(["x"])[0].reasons == ()
 
 

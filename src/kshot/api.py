@@ -32,6 +32,7 @@ from kshot.training import Run, load_run, meta_train, save_run
 from kshot.training.callbacks import Callback
 from kshot.training.checkpoint import LAST
 from kshot.training.run import CARD, label_digest
+from kshot.training.trust import fit_trust
 
 __all__ = ["adapt", "evaluate", "load_suite", "open_suite", "train"]
 
@@ -159,6 +160,7 @@ def train(
             f"Stopped after step {len(result.history)} of {outer.steps}. The checkpoint is in '{out}': "
             "repeat the command with --resume to go on."
         )
+    trust = fit_trust(result.learner, algorithm, suite.validation, outer.calibration_episodes)
     card = {
         "config": public_config(config),
         "episodes": asdict(shape),
@@ -181,7 +183,8 @@ def train(
         },
         "training": {"history": result.history, "best_step": result.best_step or None},
     }
-    return save_run(Run(result.learner, algorithm, name, hyperparameters, config.backbone.name, card), out)
+    made = Run(result.learner, algorithm, name, hyperparameters, config.backbone.name, card, trust=trust)
+    return save_run(made, out)
 
 
 def replace_config(config: Config, overrides: Mapping[str, Any]) -> Config:

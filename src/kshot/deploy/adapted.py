@@ -53,12 +53,14 @@ class Prediction:
         probability: of that label.
         probabilities: of every label.
         reasons: the nearest support examples, nearest first.
+        in_scope: whether the text seems to belong to any of the labels; None where the run has no threshold.
     """
 
     label: str
     probability: float
     probabilities: dict[str, float]
     reasons: tuple[Reason, ...] = ()
+    in_scope: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the prediction as plain values, rounded for reading."""
@@ -66,6 +68,7 @@ class Prediction:
             "label": self.label,
             "probability": round(self.probability, 4),
             "probabilities": {label: round(value, 4) for label, value in self.probabilities.items()},
+            "in_scope": self.in_scope,
             "nearest": [{**asdict(reason), "similarity": round(reason.similarity, 4)} for reason in self.reasons],
         }
 
@@ -100,7 +103,7 @@ class AdaptedTask:
         for start in range(0, len(texts), batch_size):
             chunk = list(texts[start : start + batch_size])
             logits, vectors = self._forward(chunk)
-            similarities = vectors @ self.vectors.T
+            similarities, in_scope = vectors @ self.vectors.T, self._in_scope(logits)
             for row, distribution in enumerate(logits.softmax(-1)):
                 best = int(distribution.argmax())
                 order = similarities[row].argsort(descending=True)[:nearest].tolist()
@@ -110,6 +113,7 @@ class AdaptedTask:
                         float(distribution[best]),
                         dict(zip(self.labels, distribution.tolist(), strict=True)),
                         tuple(self._reason(index, float(similarities[row, index])) for index in order),
+                        in_scope[row],
                     )
                 )
         return predictions
@@ -121,13 +125,27 @@ class AdaptedTask:
 
     @torch.no_grad()
     def _forward(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Return class scores (B, N), and vectors (B, H) of unit length by the meta-trained encoder."""
+        """Return class scores (B, N), calibrated where the run is, and meta-trained vectors (B, H) of unit length."""
         learner, algorithm = self.run.learner, self.run.algorithm
         batch = learner.batch(Examples(tuple(texts), (0,) * len(texts)), len(self.labels))
         encoded = learner.featurised(batch)
         query = batch if algorithm.moves_backbone else encoded
         assert encoded.features is not None
-        return algorithm.logits(learner, self.adapted, query), F.normalize(encoded.features, dim=-1)
+        logits = algorithm.logits(learner, self.adapted, query)
+        if self.run.trust is not None:
+            logits = self.run.trust.calibrated(logits, self._shots)
+        return logits, F.normalize(encoded.features, dim=-1)
+
+    @property
+    def _shots(self) -> float:
+        """The mean number of examples a label."""
+        return len(self.support) / len(self.labels)
+
+    def _in_scope(self, logits: Tensor) -> list[bool | None]:
+        trust = self.run.trust
+        if trust is None:
+            return [None] * len(logits)
+        return (trust.scores(logits) >= trust.least(self._shots, len(self.labels))).tolist()
 
     def _reason(self, index: int, similarity: float) -> Reason:
         return Reason(self.support.texts[index], self.labels[self.support.labels[index]], similarity)

@@ -16,8 +16,9 @@ from kshot.tasks import Episode
 from kshot.training import Run
 
 Labels = npt.NDArray[np.int64]
-Predict = Callable[[Episode, Batch], Labels]
-"""Returns label indices (B,) of an episode's query set; the batch holds the query texts as the method wants them."""
+Probabilities = npt.NDArray[np.float64]
+Predict = Callable[[Episode, Batch], Labels | Probabilities]
+"""Returns label indices (B,) or probabilities (B, N) of an episode's query set; the batch holds it as the method wants it."""
 
 
 class Method(ABC):
@@ -55,12 +56,15 @@ class MetaTrained(Method):
             self.encoder = run.learner
 
     def fit(self, episode: Episode, support: Batch) -> Predict:
-        learner, algorithm = self._run.learner, self._run.algorithm
+        learner, algorithm, trust = self._run.learner, self._run.algorithm, self._run.trust
         adapted = adapted_safely(algorithm, learner, support)
 
         @torch.no_grad()
-        def predict(episode: Episode, query: Batch) -> Labels:
-            return as_labels(algorithm.logits(learner, adapted, query).argmax(-1))
+        def predict(episode: Episode, query: Batch) -> Probabilities:
+            logits = algorithm.logits(learner, adapted, query)
+            if trust is not None:
+                logits = trust.calibrated(logits, (len(support) - support.names) / support.ways)
+            return np.asarray(logits.softmax(-1).cpu(), np.float64)
 
         return predict
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from kshot.evaluation.methods import Labels
 from kshot.tasks import Episode
@@ -40,6 +42,36 @@ class Confusions:
         counter = self.counts[task]
         names = _names(counter)
         return {"task": task, "labels": names, "matrix": [[counter[true, guess] for guess in names] for true in names]}
+
+
+def reliability(confidences: Sequence[tuple[float, bool]], bins: int = 15) -> list[dict[str, float]]:
+    """Return the bins of a reliability diagram that hold something: ``confidence, accuracy, share``.
+
+    Args:
+        confidences: for each prediction its probability and whether it was right.
+        bins: of equal width.
+
+    References:
+        Guo, Pleiss, Sun, Weinberger 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599, equations 2 and 3.
+    """
+    values = np.array(confidences, float).reshape(-1, 2)
+    places = np.minimum((values[:, 0] * bins).astype(int), bins - 1)
+    rows = [values[places == place] for place in range(bins)]
+    return [
+        {"confidence": float(row[:, 0].mean()), "accuracy": float(row[:, 1].mean()), "share": len(row) / len(values)}
+        for row in rows
+        if len(row)
+    ]
+
+
+def calibration_error(confidences: Sequence[tuple[float, bool]], bins: int = 15) -> float:
+    """Return the expected calibration error: how far confidence and accuracy lie apart, on average over predictions.
+
+    Example:
+        >>> calibration_error([(0.9, True), (0.9, False)])
+        0.4
+    """
+    return sum(row["share"] * abs(row["confidence"] - row["accuracy"]) for row in reliability(confidences, bins))
 
 
 def _names(counter: Iterable[tuple[str, str]]) -> list[str]:

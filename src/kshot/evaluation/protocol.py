@@ -16,8 +16,8 @@ import torch
 from kshot.errors import BackboneError, ConfigError, listing
 from kshot.evaluation.baselines import new_baselines
 from kshot.evaluation.map import embedding_map
-from kshot.evaluation.methods import Labels, MetaTrained, Method
-from kshot.evaluation.metrics import Confusions
+from kshot.evaluation.methods import Labels, MetaTrained, Method, Probabilities, as_labels
+from kshot.evaluation.metrics import Confusions, calibration_error
 from kshot.models import Batch, EncodedEpisode, Learner, load_backbone, new_learner
 from kshot.models.backbones import BackboneSpec
 from kshot.models.features import encode_once
@@ -76,8 +76,13 @@ class _Outcome:
     seconds: list[float] = field(default_factory=list)
     confusions: Confusions = field(default_factory=Confusions)
     by_task: dict[str, list[float]] = field(default_factory=dict)
+    confidences: list[tuple[float, bool]] = field(default_factory=list)
 
-    def add(self, episode: Episode, predicted: Labels) -> None:
+    def add(self, episode: Episode, answer: Labels | Probabilities) -> None:
+        predicted = as_labels(answer.argmax(-1) if answer.ndim == 2 else answer)
+        if answer.ndim == 2:
+            right = predicted == np.array(episode.query.labels)
+            self.confidences += zip(answer.max(-1).tolist(), right.tolist(), strict=True)
         accuracy = float((predicted == np.array(episode.query.labels)).mean())
         self.accuracies.append(accuracy)
         self.by_task.setdefault(episode.task, []).append(accuracy)
@@ -230,6 +235,7 @@ def _row(name: str, shots: int, suite: TaskSuite, config: EvaluationConfig, outc
         **_figures(mean(outcome.accuracies)),
         "adapt_seconds_median": statistics.median(outcome.seconds),
         **outcome.confusions.macro(),
+        **({"ece": calibration_error(outcome.confidences)} if outcome.confidences else {}),
     }
 
 

@@ -29,6 +29,8 @@ class TrainingConfig:
         trains: the selector of what the outer loop trains.
         validate_every: steps between validations; 0 for never.
         validation_episodes: how many; always the same ones.
+        calibration_episodes: episodes of meta-validation tasks on which the temperature and the out-of-scope threshold are
+            fitted at the end; 0 for none.
         patience: validations without a better accuracy after which training stops; 0 for never.
         seed: of episodes and dropout.
         threads: episodes of a meta-update that are differentiated side by side, each on one core; None for as many as there are
@@ -47,6 +49,7 @@ class TrainingConfig:
     trains: str = "all"
     validate_every: int = 10
     validation_episodes: int = 100
+    calibration_episodes: int = 100
     patience: int = 5
     seed: int = 0
     threads: int | None = None
@@ -58,7 +61,7 @@ class TrainingConfig:
         for name in ("steps", "lr", "meta_lr"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}.", "A number above 0 is expected.")
-        for name in ("weight_decay", "clip", "validate_every", "validation_episodes", "patience"):
+        for name in ("weight_decay", "clip", "validate_every", "validation_episodes", "calibration_episodes", "patience"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}.", "At least 0 is expected.")
         if self.tasks_per_step is not None and self.tasks_per_step < 1:

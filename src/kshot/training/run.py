@@ -25,6 +25,7 @@ from kshot.meta import Algorithm, new_algorithm
 from kshot.models import AdapterSpec, BackboneSpec, Learner, Params, add_adapter, load_backbone, new_learner
 from kshot.models.select import ADAPTER, BACKBONE
 from kshot.tasks import Task
+from kshot.training.trust import Trust
 
 RUN_SCHEMA = 1
 CARD = "kshot.json"
@@ -45,6 +46,7 @@ class Run:
         pretrained: the name of the backbone that training started from.
         card: the rest of ``kshot.json``: configuration, metrics, the data's fingerprints, versions.
         folder: where it lies; None before it is saved.
+        trust: its calibration; None where there was nothing to fit it on.
     """
 
     learner: Learner
@@ -54,6 +56,7 @@ class Run:
     pretrained: str
     card: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    trust: Trust | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -100,6 +103,7 @@ def save_run(run: Run, folder: Path) -> Run:
         "algorithm": {"name": run.algorithm_name, **run.options},
         "backbone": {**asdict(backbone.spec), "name": _seen_from(folder, run.pretrained)},
         "label_names": learner.names,
+        "trust": None if run.trust is None else asdict(run.trust),
         "adapter": None if backbone.adapter is None else asdict(backbone.adapter.spec),
         "versions": {name: version(name) for name in _LIBRARIES + (("peft",) if backbone.adapter else ())},
     }
@@ -124,6 +128,7 @@ def _fingerprint(params: Params, run: Run) -> str:
     adapter = run.learner.backbone.adapter
     mechanism = [run.algorithm_name, dict(run.options), *([asdict(adapter.spec)] if adapter else [])]
     mechanism += ["label_names"] if run.learner.names else []
+    mechanism += [asdict(run.trust)] if run.trust else []
     digest = hashlib.blake2b(json.dumps(mechanism, sort_keys=True).encode(), digest_size=16)
     for name in sorted(params):
         digest.update(name.encode() + params[name].detach().cpu().contiguous().numpy().tobytes())
@@ -190,7 +195,13 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
         )
     learner = learner.with_params(learner.params | {n: v.requires_grad_() for n, v in rest.items()})
     learner = replace(learner, names=card.get("label_names", False))  # runs from before that used none
-    return Run(learner, new_algorithm(name, options), name, options, pretrained, card, folder).prepared()
+    algorithm = new_algorithm(name, options)
+    return Run(learner, algorithm, name, options, pretrained, card, folder, _trust_of(card)).prepared()
+
+
+def _trust_of(card: Mapping[str, Any]) -> Trust | None:
+    value = card.get("trust")
+    return None if value is None else Trust(tuple(value["temperature"]), value["score"], tuple(value["threshold"]))
 
 
 def _adapter_of(card: Mapping[str, Any]) -> AdapterSpec:
