@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from kshot.errors import ConfigError
 from kshot.meta.algorithm import Adapted, require_known
-from kshot.meta.metric import Metric, class_means, head, one_hot, unit
+from kshot.meta.finetuning import fine_tuned
+from kshot.meta.metric import Metric, class_means, head, one_hot, require_positive, unit
 from kshot.models.batch import Batch, EncodedEpisode
+from kshot.models.focus import encoded
 from kshot.models.learner import Learner, Params
 
 METRICS = ("cosine", "euclidean", "mahalanobis")
@@ -42,6 +44,10 @@ class ProtoNet(Metric):
         learn_scale: whether the scale is meta-learned.
         leave_one_out: meta-train on support and query set together, each text being classified by class means that it is left
             out of: every text that is encoded teaches twice, as a query and as a support example.
+        finetune_steps: steps by which the encoder goes on learning on a support set when it adapts, by the loss of
+            ``leave_one_out``; 0 for none. Meta-training is without them.
+        finetune_lr: their peak rate.
+        finetune_shots: examples a label from which on they are taken; with fewer there is little to learn from.
 
     References:
         Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", arXiv:1703.05175.
@@ -59,12 +65,23 @@ class ProtoNet(Metric):
     scale: float = 20.0
     learn_scale: bool = True
     leave_one_out: bool = False
+    finetune_steps: int = 0
+    finetune_lr: float = 5e-5
+    finetune_shots: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_known("metric", self.metric, METRICS)
-        if self.leave_one_out and self.metric != "cosine":
-            raise ConfigError(f"algorithm.leave_one_out is asked with the metric '{self.metric}'.", "Expected cosine.")
+        for name in ("leave_one_out", "finetune_steps"):
+            if getattr(self, name) and self.metric != "cosine":
+                raise ConfigError(f"algorithm.{name} is asked with the metric '{self.metric}'.", "Expected cosine.")
+        if self.finetune_steps < 0:
+            raise ConfigError(f"algorithm.finetune_steps is {self.finetune_steps}.", "At least 0 is expected.")
+        require_positive("finetune_lr", self.finetune_lr)
+
+    @property
+    def moves_backbone(self) -> bool:
+        return self.finetune_steps > 0
 
     def meta_parameters(self, learner: Learner) -> Params:
         own = super().meta_parameters(learner)
@@ -76,23 +93,41 @@ class ProtoNet(Metric):
         return own
 
     def adapt(self, learner: Learner, support: Batch) -> Adapted:
-        return {"prototypes": class_means(self._embed(learner, support), support, self.weights(learner, support))}
+        moved: Adapted = {}
+        if (
+            self.finetune_steps
+            and support.features is None
+            and len(support) - support.names >= self.finetune_shots * support.ways
+        ):
+            moved = fine_tuned(learner, support, self.left_out_loss, self.finetune_steps, self.finetune_lr)
+            learner = learner.with_params(learner.params | moved)
+        c = class_means(self._embed(learner, support), support, self.weights(learner, support))
+        return moved | {"prototypes": c}
 
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
-        z, c = self._embed(learner, query), adapted["prototypes"]
+        moved = {name: value for name, value in adapted.items() if name in learner.params}
+        z, c = self._embed(learner.with_params(learner.params | moved) if moved else learner, query), adapted["prototypes"]
         if self.metric == "cosine":
             return self.inverse_temperature(learner) * z @ F.normalize(c, dim=-1).T
         return -(z.unsqueeze(1) - c).square().sum(-1)
 
     def episode_loss(self, learner: Learner, episode: EncodedEpisode) -> tuple[Tensor, Tensor]:
+        episode = encoded(learner, episode)
         if not self.leave_one_out:
             return super().episode_loss(learner, episode)
         sides = episode.query, episode.support  # names stay last
         z, labels = torch.cat([unit(learner, side) for side in sides]), torch.cat([side.labels for side in sides])
-        batch = Batch(labels, episode.ways, features=z, names=episode.support.names)
-        scores = self.inverse_temperature(learner) * left_out_cosines(z, batch, self.weights(learner, batch))
-        texts = len(batch) - batch.names
-        return F.cross_entropy(scores[:texts], labels[:texts]), scores[: len(episode.query)]
+        scores = self._left_out_scores(learner, Batch(labels, episode.ways, features=z, names=episode.support.names))
+        return F.cross_entropy(scores, labels[: len(scores)]), scores[: len(episode.query)]
+
+    def left_out_loss(self, learner: Learner, batch: Batch) -> Tensor:
+        """Return the cross-entropy of a batch's texts, each left out of its class's mean; names are in means alone."""
+        scores = self._left_out_scores(learner, batch)
+        return F.cross_entropy(scores, batch.labels[: len(scores)])
+
+    def _left_out_scores(self, learner: Learner, batch: Batch) -> Tensor:
+        cosines = left_out_cosines(unit(learner, batch), batch, self.weights(learner, batch))
+        return self.inverse_temperature(learner) * cosines[: len(batch) - batch.names]
 
     def _embed(self, learner: Learner, batch: Batch) -> Tensor:
         if self.metric == "cosine":

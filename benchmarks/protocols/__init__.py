@@ -1,0 +1,1 @@
+"""The protocols of `benchmarks/accuracy.py`, one a file."""

@@ -1,0 +1,48 @@
+"""5-way episodes of classes that a fold keeps for testing: the protocol of the published tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kshot import api
+from protocols.recipe import trained
+
+INTENTS = ("banking77", "hwu64", "liu", "clinc150")
+NEWS = ("huffpost", "20news")
+BASELINES = ("prototype", "prototype+names", "logistic", "logistic+names", "tfidf")
+EPISODES = {**dict.fromkeys(INTENTS, 600), **dict.fromkeys(NEWS, 1000)}
+OURS, OURS_WITHOUT = "kshot", "kshot without label names"
+
+
+def measure(data: Path, dataset: str, fold: int, runs: Path, episodes: int | None) -> list[dict[str, Any]]:
+    """Return a row for each method and number of shots."""
+    suite = api.load_suite(str(data / dataset), f"folds/{fold}.json")
+    rows = []
+    for name, names, baselines in ((OURS, True, BASELINES), (OURS_WITHOUT, False, ())):
+        run = trained(suite, runs / f"{dataset}-{fold}-{'named' if names else 'plain'}", label_names=names)
+        report = api.evaluate(
+            run, suite, tell=print, episodes=episodes or EPISODES[dataset], slow_episodes=0, baselines=baselines
+        )
+        rows += [_row(dataset, fold, run.card["metrics"]["seconds"], row, name) for row in report["rows"]]
+        rows += [
+            {"dataset": dataset, "fold": fold, "protocol": "episodic", "paired": True, "method": name, **_difference(pair)}
+            for pair in report["paired"]
+        ]
+    return rows
+
+
+def _row(dataset: str, fold: int, seconds: float, row: dict[str, Any], name: str) -> dict[str, Any]:
+    ours = row["method"].endswith("(meta-trained)")
+    return {
+        "dataset": dataset,
+        "fold": fold,
+        "protocol": "episodic",
+        "method": name if ours else row["method"],
+        **{key: row[key] for key in ("ways", "shots", "accuracy", "ci95", "episodes", "adapt_seconds_median")},
+        **({"ece": row["ece"], "training_seconds": seconds} if ours else {}),
+    }
+
+
+def _difference(pair: dict[str, Any]) -> dict[str, Any]:
+    return {key: pair[key] for key in ("baseline", "ways", "shots", "difference", "ci95", "episodes")}

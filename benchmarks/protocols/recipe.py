@@ -1,0 +1,36 @@
+"""How kshot is meta-trained for every data set of the accuracy benchmark: one recipe, chosen on meta-validation classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kshot import api
+from kshot.config import Config, load_config
+from kshot.tasks import TaskSuite
+from kshot.training import Run, load_run
+
+RECIPE: dict[str, Any] = {
+    "algorithm.name": "protonet",
+    "algorithm.leave_one_out": True,
+    "episodes.shots": [1, 5],
+    "episodes.queries": 1,
+    "training.steps": 100,
+    "training.validate_every": 0,
+}
+
+
+def trained(suite: TaskSuite, folder: Path, **changes: Any) -> Run:
+    """Return the run of a folder, meta-trained first where it is not there yet; an interrupted training goes on."""
+    if (folder / "kshot.json").exists():
+        return load_run(folder)
+    return api.train(suite, folder, config(**changes), resume=(folder / "checkpoints").exists(), tell=_say)
+
+
+def config(**changes: Any) -> Config:
+    """Return the recipe with some settings changed, given with ``__`` for the dot."""
+    return load_config(None, {**RECIPE, **{name.replace("__", "."): value for name, value in changes.items()}})
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", flush=True)
