@@ -194,6 +194,22 @@ def test_a_full_disk_keeps_the_steps_in_memory(monkeypatch):
 # --- implicit ---------------------------------------------------------------------------------------------------------------
 
 
+def test_conjugate_gradients_end_where_the_curvature_is_negative():
+    """With what they have, and at once with a multiple of b: never against the first-order gradient."""
+    b = torch.tensor([1.0, 1e-3, 0.5], dtype=torch.float64)
+
+    def solved(diagonal: list[float]) -> torch.Tensor:
+        a = torch.tensor(diagonal, dtype=torch.float64)
+        (x,) = conjugate_gradients(lambda parts: [a * parts[0]], [b], Options(cg_steps=20))
+        return x
+
+    at_once, later = solved([-2.0, -1.0, -1.0]), solved([2.0, -1.0, 3.0])
+
+    torch.testing.assert_close(at_once, b * float(b @ b) / float(b @ (torch.tensor([2.0, 1.0, 1.0]).double() * b)))
+    assert float(later @ b) > 0
+    assert float(later.norm()) < 2 * float(b.norm())
+
+
 def test_conjugate_gradients_solve_a_linear_system():
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(6, 6, generator=generator, dtype=torch.float64)

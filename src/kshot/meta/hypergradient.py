@@ -205,7 +205,12 @@ class _Implicit(torch.autograd.Function):
 
 
 def conjugate_gradients(product: Callable[[list[Tensor]], list[Tensor]], b: list[Tensor], options: Options) -> list[Tensor]:
-    """Return x with A x = b, for a symmetric A given by its products (Hestenes & Stiefel 1952)."""
+    """Return x with A x = b, for a symmetric A given by its products (Hestenes & Stiefel 1952).
+
+    Where A is not positive-definite, as the Hessian of an inner loop that has not arrived may be, a direction of negative
+    curvature leads away from the solution. There the search ends (Dembo & Steihaug 1983, "Truncated-Newton algorithms for
+    large-scale unconstrained optimization"): with what it has, and at once with a multiple of b.
+    """
     x = [torch.zeros_like(part) for part in b]
     residual, direction = list(b), list(b)
     square = first = _dot(b, b)
@@ -214,8 +219,9 @@ def conjugate_gradients(product: Callable[[list[Tensor]], list[Tensor]], b: list
             break
         along = product(direction)
         curvature = _dot(direction, along)
-        if float(curvature) == 0:
-            break
+        if float(curvature) <= 0:
+            first_step = square / curvature.abs() if float(curvature) else torch.zeros_like(square)
+            return [first_step * part for part in b] if square is first else x
         x = [part + square / curvature * d for part, d in zip(x, direction, strict=True)]
         residual = [part - square / curvature * a for part, a in zip(residual, along, strict=True)]
         before, square = square, _dot(residual, residual)
