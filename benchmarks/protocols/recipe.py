@@ -15,7 +15,9 @@ RECIPE: dict[str, Any] = {
     "algorithm.leave_one_out": True,
     "episodes.shots": [1, 5],
     "episodes.queries": 1,
-    "training.steps": 100,
+    "training.steps": 60,
+    "training.lr": 3e-5,
+    "training.meta_lr": 2e-2,
     "training.validate_every": 0,
 }
 
