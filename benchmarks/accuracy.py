@@ -21,7 +21,7 @@ from typing import Any
 
 from protocols import episodic, trust
 from protocols.recipe import RECIPE
-from protocols.tables import episodic_table, over_folds, trust_table
+from protocols.tables import episodic_table, over_folds, paired_table, trust_table
 
 from kshot.files import write_json
 
@@ -54,7 +54,9 @@ def main() -> None:
                     "trust",
                     lambda d=dataset, f=fold: [trust.measure(arguments.data, d, f, runs, arguments.episodes or 600)],
                 )
+    state.write()
     print(episodic_table(state.value["rows"]))
+    print(paired_table(state.value["paired"]))
     print(trust_table(state.value["trust"]))
 
 
@@ -63,7 +65,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        empty: dict[str, Any] = {"schema": 1, "rows": [], "trust": [], "by_fold": [], "done": {}}
+        empty: dict[str, Any] = {"schema": 1, "rows": [], "paired": [], "trust": [], "by_fold": [], "done": {}}
         self.value: dict[str, Any] = json.loads(path.read_text()) if path.exists() else empty
 
     def need(self, name: str, part: str, measure: Callable[[], list[dict[str, Any]]]) -> None:
@@ -79,7 +81,12 @@ class Results:
             "seed": 0,
             **{library: version(library) for library in ("kshot", "torch", "transformers", "scikit-learn")},
         }
-        self.value["rows"] = over_folds(self.value["by_fold"])
+        self.write()
+
+    def write(self) -> None:
+        """Work out the means over folds, and write the file."""
+        for part, value in (("rows", "accuracy"), ("paired", "difference")):
+            self.value[part] = over_folds(row for row in self.value["by_fold"] if value in row)
         write_json(self.path, self.value)
 
 

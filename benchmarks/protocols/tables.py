@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import mean, median
 from typing import Any
 
@@ -33,20 +33,27 @@ def _mean(group: Rows) -> dict[str, Any]:
 
 
 def episodic_table(rows: Rows) -> str:
-    """Return the table of 5-way accuracies: a line a method, a column a data set and number of shots."""
-    chosen = [row for row in rows if row["protocol"] == "episodic" and "accuracy" in row]
-    datasets = list(dict.fromkeys(row["dataset"] for row in chosen))
-    methods = list(dict.fromkeys(row["method"] for row in chosen))
-    folds = {row["dataset"]: len(row["folds"]) for row in chosen}
-    heads = [f"{dataset} ({folds[dataset]} fold{'s' if folds[dataset] > 1 else ''})" for dataset in datasets]
-    lines = ["| 5-way, 1 / 5 shots | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for method in methods:
+    """Return the table of 5-way accuracies: a line a method, a column a data set, its cells by number of shots."""
+    folds = {row["dataset"]: len(row["folds"]) for row in rows}
+    heads = {dataset: f"{dataset} ({count} fold{'s' if count > 1 else ''})" for dataset, count in folds.items()}
+    return _table(rows, "method", "5-way, 1 / 5 shots", heads, _percent)
+
+
+def paired_table(rows: Rows) -> str:
+    """Return the table of paired differences of kshot to each baseline, in points."""
+    heads = {row["dataset"]: row["dataset"] for row in rows}
+    return _table(rows, "baseline", "kshot over ..., points, 1 / 5 shots", heads, _points)
+
+
+def _table(rows: Rows, by: str, title: str, heads: dict[str, str], cell: Callable[[dict[str, Any]], str]) -> str:
+    lines = [f"| {title} | " + " | ".join(heads.values()) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name in dict.fromkeys(row[by] for row in rows):
         cells = []
-        for dataset in datasets:
-            own = [row for row in chosen if (row["dataset"], row["method"]) == (dataset, method)]
-            cells.append(" / ".join(_percent(row) for row in sorted(own, key=lambda row: int(row["shots"]))) or "-")
-        name = f"**{method}**" if method.startswith("kshot") else method
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        for dataset in heads:
+            own = sorted((r for r in rows if (r["dataset"], r[by]) == (dataset, name)), key=lambda r: int(r["shots"]))
+            cells.append(" / ".join(cell(row) for row in own) or "-")
+        shown = f"**{name}**" if name.startswith("kshot") else name
+        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -67,3 +74,7 @@ def trust_table(rows: Rows) -> str:
 
 def _percent(row: dict[str, Any]) -> str:
     return f"{100 * row['accuracy']:.1f} ± {100 * row['ci95']:.1f}"
+
+
+def _points(row: dict[str, Any]) -> str:
+    return f"{100 * row['difference']:+.1f} ± {100 * row['ci95']:.1f}"
