@@ -45,7 +45,7 @@ def run_demo(out: Path, overwrite: bool, backbone: str, steps: int, episodes: in
             "training.validate_every": max(1, steps // 4),
             "training.validation_episodes": 60,
             "evaluation.episodes": episodes,
-            "evaluation.baselines": ["prototype", "logistic", "head", "tfidf"],  # full fine-tuning takes minutes
+            "evaluation.baselines": ["prototype", "prototype+names", "logistic+names", "tfidf"],  # others take minutes
         },
     )
     suite = api.open_suite(config)
