@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kshot import api
+from kshot.tasks.label_names import label_texts
 from protocols.recipe import trained
 
 INTENTS = ("banking77", "hwu64", "liu", "clinc150")
@@ -20,6 +21,8 @@ def measure(data: Path, dataset: str, fold: int, runs: Path, episodes: int | Non
     suite = api.load_suite(str(data / dataset), f"folds/{fold}.json")
     rows = []
     for name, names, baselines in ((OURS, True, BASELINES), (OURS_WITHOUT, False, ())):
+        if not names and not any(label_texts(task.labels) for task in suite.train):
+            continue  # the labels are numbered: it would be the same training again
         run = trained(suite, runs / f"{dataset}-{fold}-{'named' if names else 'plain'}", label_names=names)
         report = api.evaluate(
             run, suite, tell=print, episodes=episodes or EPISODES[dataset], slow_episodes=0, baselines=baselines
