@@ -29,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from kshot.meta import Algorithm
-from kshot.models import Batch, EncodedEpisode, Learner
+from kshot.models import Learner
 from kshot.models.features import encode_once
 from kshot.tasks import Episode, EpisodeSampler, EpisodeSpec, Examples, Task
 
@@ -148,16 +148,11 @@ def _answers(learner: Learner, algorithm: Algorithm, drawn: Sequence[tuple[Episo
     encoded = map(quiet.encode, joined) if algorithm.moves_backbone else encode_once(quiet, joined)
     answers = []
     for (episode, _), both in zip(drawn, encoded, strict=True):
-        logits = _logits(quiet, algorithm, both)
+        logits = algorithm.logits(quiet, algorithm.adapt(quiet, both.support), both.query).double().cpu()
         inside = len(episode.query)
         shots = len(episode.support) / episode.ways
         answers.append(_Answers(logits[:inside], both.query.labels[:inside], logits[inside:], shots))
     return answers
-
-
-def _logits(learner: Learner, algorithm: Algorithm, episode: EncodedEpisode) -> Tensor:
-    query: Batch = replace(episode.query, ways=episode.ways)
-    return algorithm.logits(learner, algorithm.adapt(learner, episode.support), query).double().cpu()
 
 
 def _join(first: Examples, second: Examples) -> Examples:
