@@ -69,6 +69,8 @@ def learner_at_start(workload: Workload) -> Learner:
             params[name] = value.requires_grad_()
         else:
             params[name].requires_grad_(workload.kind != "lora2")
+    if workload.kind == "protonet":  # no head: its start says the width alone
+        params |= {name: value.detach() for name, value in learner.params.items() if name.startswith("head.")}
     return learner.with_params(params)
 
 
