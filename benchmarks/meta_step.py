@@ -2,6 +2,7 @@
 
     python benchmarks/meta_step.py --json benchmarks/results/meta_step.json
     python benchmarks/meta_step.py --json benchmarks/results/meta_step.json --growth
+    python benchmarks/meta_step.py --json benchmarks/results/meta_step.json --kept-memory
     python benchmarks/plot_meta_step.py benchmarks/results/meta_step.json docs/img
 
 Workloads, all on MiniLM with unit-length mean-pooled text vectors and a linear head, in evaluation mode, texts of 5 to 32
@@ -27,6 +28,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +39,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from contenders.arithmetic import check_counts, peak_gflops, useful_operations
-from contenders.growth import growth_rows, memory_rows
+from contenders.growth import growth_rows, kept_memory_rows, memory_rows
 from contenders.measuring import ALONE, Neighbours, Result, alone, compare, faster_second, first_order_share, say, serve_alone
 from contenders.peers import NOT_INSTALLABLE, PEERS
 from contenders.registry import entrants, present
@@ -82,15 +84,14 @@ def add_memory(workload: Workload, results: list[Result], second: str, threads: 
             say(f"{workload.kind:9} {result.contender:19} {result.precision}  peak {result.peak_mb} MB")
 
 
-def add_growth(asked: argparse.Namespace) -> None:
-    """Measure how time and memory grow, and put that and the machine it was measured on into the result file."""
+def add(part: str, measure: Callable[..., list[dict[str, Any]]], asked: argparse.Namespace) -> None:
+    """Measure something more, and put that and the machine it was measured on into the result file."""
     value = json.loads(asked.json.read_text())
     neighbours = Neighbours()
-    growth = growth_rows(faster_second(WORKLOADS["maml2"]), asked.threads, min(asked.repeats, 2), asked.quick)
+    rows = measure(faster_second(WORKLOADS["maml2"]), asked.threads, min(asked.repeats, 2), asked.quick)
     seen = machine(asked.threads, {"fp32": peak_gflops(torch.float32)}, WORKLOADS["maml2"].seed)
-    write_json(
-        asked.json, value | {"growth": growth, "growth_machine": seen | {"used_by_others": round(neighbours.share(), 3)}}
-    )
+    seen["used_by_others"] = round(neighbours.share(), 3)
+    write_json(asked.json, value | {part: rows, f"{part}_machine": seen})
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -103,6 +104,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--growth", action="store_true", help="measure instead how time and memory grow, into an existing file")
+    parser.add_argument(
+        "--kept-memory", action="store_true", help="measure instead what keeping freed memory brings, into an existing file"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory of kshot's hypergradients")
     parser.add_argument("--quick", action="store_true", help="one task of few texts, one round: does everything run?")
     asked = parser.parse_args(arguments)
@@ -123,7 +127,10 @@ def main(arguments: list[str]) -> None:
     asked = parse(arguments)
     torch.set_num_threads(asked.threads)
     if asked.growth:
-        add_growth(asked)
+        add("growth", growth_rows, asked)
+    if asked.kept_memory:
+        add("kept_memory", kept_memory_rows, asked)
+    if asked.growth or asked.kept_memory:
         return
     chosen = [WORKLOADS[name] for name in asked.workloads]
     if asked.quick:

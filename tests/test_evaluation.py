@@ -21,7 +21,7 @@ from tiny import needs_tiny, one_thread, tiny_learner  # noqa: F401
 
 from kshot import api
 from kshot.errors import ConfigError, DataError, MissingExtraError
-from kshot.evaluation import BASELINES, EvaluationConfig, protocol
+from kshot.evaluation import BASELINES, EvaluationConfig, measuring, protocol
 from kshot.evaluation.baselines import TfIdf, new_baselines
 from kshot.evaluation.map import embedding_map
 from kshot.evaluation.methods import Method, as_labels
@@ -271,7 +271,7 @@ def accuracy(method: Method, episodes: list[Episode]) -> float:
     encoded: Any = [None] * len(episodes) if method.encoder is None else encode_once(method.encoder, episodes)
     for episode, both in zip(episodes, encoded, strict=True):
         if both is None:
-            support, query = (protocol._batch(method, episode, side) for side in (episode.support, episode.query))
+            support, query = (measuring._batch(method, episode, side) for side in (episode.support, episode.query))
         else:
             support, query = both.support, both.query
         predicted = method.fit(episode, support)(episode, query)

@@ -36,7 +36,8 @@ from kshot.meta import MAML
 from kshot.models import Backbone, BackboneSpec, Batch, EncodedEpisode, load_backbone, new_learner
 from kshot.models.backbones import ALIASES, _Alias, locate
 from kshot.models.batch import join, pad
-from kshot.models.features import encode_once
+from kshot.models.features import EncodedTexts, encode_once
+from kshot.models.learner import Learner
 from kshot.models.pooling import POOLINGS
 from kshot.models.precision import choose_matmul_route
 from kshot.models.select import select
@@ -690,6 +691,21 @@ def test_texts_that_episodes_share_are_encoded_once(cache):
             assert found.input_ids is None
             assert torch.equal(found.labels, tokens.labels)
             torch.testing.assert_close(found.features, learner.features(learner.params, tokens).detach(), rtol=1e-4, atol=1e-5)
+
+
+@needs_tiny
+def test_what_was_encoded_before_is_not_encoded_again(cache, monkeypatch):
+    episodes = EpisodeSampler(load_tasks("bundled:en/law"), EpisodeSpec(4, 3, 3))[:3]
+    learner = new_learner(load_backbone(BackboneSpec("tiny")))
+    texts, seen, embed = EncodedTexts(learner), list[str](), Learner.embed_texts
+    monkeypatch.setattr(Learner, "embed_texts", lambda self, new: seen.extend(new) or embed(self, new))
+
+    first, again = list(texts.episodes(episodes[:2])), list(texts.episodes(episodes))
+
+    assert len(seen) == len(set(seen)) == len({t for e in episodes for side in (e.support, e.query) for t in side.texts})
+    for then, now in zip(first, again, strict=False):
+        assert torch.equal(then.support.features, now.support.features)
+        assert torch.equal(then.query.features, now.query.features)
 
 
 def test_an_episode_shares_its_classes():

@@ -110,9 +110,15 @@ def faster_second(workload: Workload) -> str:
     return min(seconds, key=seconds.__getitem__)
 
 
-def alone(name: str, workload: Workload, precision: str, second: str, threads: int, repeats: int = 0) -> dict[str, Any]:
-    """Measure a contender in a fresh process: ``baseline_mb`` once loaded, ``peak_mb`` and, where repeated, ``seconds``."""
-    order = {"name": name, "workload": asdict(workload), "precision": precision, "second": second}
+def alone(
+    name: str, workload: Workload, precision: str, second: str, threads: int, repeats: int = 0, keeps: bool | None = None
+) -> dict[str, Any]:
+    """Measure a contender in a fresh process: ``baseline_mb`` once loaded, ``peak_mb`` and, where repeated, ``seconds``.
+
+    It keeps freed memory as ``keeps`` says; by default kshot does, as its training does, and the others do not.
+    """
+    keeps = name.startswith(OURS) if keeps is None else keeps
+    order = {"name": name, "workload": asdict(workload), "precision": precision, "second": second, "keeps": keeps}
     script = Path(__file__).parent.parent / "meta_step.py"
     command = [sys.executable, str(script), ALONE, json.dumps(order | {"threads": threads, "repeats": repeats})]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -131,7 +137,7 @@ def serve_alone(order: str) -> None:
     torch.set_num_threads(asked["threads"])
     step = build(asked["name"], Workload(**asked["workload"]), asked["precision"], asked["second"])
     baseline, seconds = _status_mb("VmRSS"), []
-    with _as_trained(asked["name"]):
+    with _kept_memory() if asked.get("keeps", asked["name"].startswith(OURS)) else nullcontext():
         for _ in range(asked["repeats"] + 1):  # the first is not timed
             begin = time.perf_counter()
             step()
@@ -141,11 +147,8 @@ def serve_alone(order: str) -> None:
     print(json.dumps({"baseline_mb": round(baseline), "peak_mb": round(peak), **timed}))
 
 
-def _as_trained(name: str) -> AbstractContextManager[Any]:
-    """Keep freed memory for kshot, as its training does; the others do not even import it."""
-    if not name.startswith(OURS):
-        return nullcontext()
-    from kshot.training.allocator import kept_memory
+def _kept_memory() -> AbstractContextManager[Any]:
+    from kshot.training.allocator import kept_memory  # here, since contenders that do without it do not import kshot
 
     return kept_memory()
 

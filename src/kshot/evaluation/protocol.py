@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-import torch
-
-from kshot.errors import BackboneError, ConfigError, listing
+from kshot.errors import ConfigError, listing
 from kshot.evaluation.baselines import new_baselines
 from kshot.evaluation.map import embedding_map
-from kshot.evaluation.methods import Labels, MetaTrained, Method, Probabilities, as_labels
-from kshot.evaluation.metrics import Confusions, calibration_error
-from kshot.models import Batch, EncodedEpisode, Learner, load_backbone, new_learner
-from kshot.models.backbones import BackboneSpec
-from kshot.models.features import encode_once
+from kshot.evaluation.measuring import Outcome, measure, pretrained_learner
+from kshot.evaluation.methods import MetaTrained, Method
+from kshot.evaluation.metrics import calibration_error
+from kshot.models.features import EncodedTexts
 from kshot.statistics import Mean, mean
-from kshot.tasks import Episode, EpisodeSampler, EpisodeSpec, Examples, TaskSuite
+from kshot.tasks import EpisodeSampler, EpisodeSpec, TaskSuite
 from kshot.training import Run
 
 REPORT_SCHEMA = 1
-_TIMED = 15  # episodes whose adaptation is timed from the texts on
 _MATRICES = 4  # tasks whose confusion matrix and map a report shows
 
 
@@ -65,30 +59,6 @@ class EvaluationConfig:
                 raise ConfigError(f"evaluation.{name} names something twice: {listing(map(str, values))}.")
 
 
-_Encoding = tuple[int, bool]  # by which frozen encoder, and whether labels' names are among the support examples
-
-
-@dataclass
-class _Outcome:
-    """What a method did on the episodes of one number of shots."""
-
-    accuracies: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    confusions: Confusions = field(default_factory=Confusions)
-    by_task: dict[str, list[float]] = field(default_factory=dict)
-    confidences: list[tuple[float, bool]] = field(default_factory=list)
-
-    def add(self, episode: Episode, answer: Labels | Probabilities) -> None:
-        predicted = as_labels(answer.argmax(-1) if answer.ndim == 2 else answer)
-        if answer.ndim == 2:
-            right = predicted == np.array(episode.query.labels)
-            self.confidences += zip(answer.max(-1).tolist(), right.tolist(), strict=True)
-        accuracy = float((predicted == np.array(episode.query.labels)).mean())
-        self.accuracies.append(accuracy)
-        self.by_task.setdefault(episode.task, []).append(accuracy)
-        self.confusions.add(episode, predicted)
-
-
 def evaluate(
     run: Run, suite: TaskSuite, config: EvaluationConfig, tell: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
@@ -114,18 +84,18 @@ def evaluate(
         for shots in config.shots
     }
     warnings = _warnings(run, suite, config)
-    pretrained = _pretrained(run, warnings)
+    pretrained = pretrained_learner(run, warnings)
     methods: list[Method] = [MetaTrained(run)]
     if pretrained is not None:
         methods += new_baselines(config.baselines, pretrained)
-    outcomes: dict[tuple[str, int], _Outcome] = {}
+    outcomes: dict[tuple[str, int], Outcome] = {}
+    texts: dict[int, EncodedTexts] = {}
     for shots, episodes in streams.items():
-        encoded: dict[_Encoding, list[EncodedEpisode]] = {}
         for method in methods:
             chosen = episodes[: config.slow_episodes] if method.slow else episodes
             if not chosen:
                 continue
-            outcome = outcomes[method.name, shots] = _measure(method, chosen, encoded)
+            outcome = outcomes[method.name, shots] = measure(method, chosen, texts)
             tell(f"{method.name}, {shots} shot(s): {mean(outcome.accuracies).percent()}%  ({len(chosen)} episodes)")
     largest = max(config.shots)
     ours = outcomes[methods[0].name, largest]
@@ -184,49 +154,7 @@ def _warnings(run: Run, suite: TaskSuite, config: EvaluationConfig) -> list[str]
     return warnings
 
 
-def _pretrained(run: Run, warnings: list[str]) -> Learner | None:
-    """Return the backbone that training started from, for the baselines; None with a warning where it is not to be had."""
-    spec = run.learner.backbone.spec
-    try:
-        backbone = load_backbone(BackboneSpec(run.pretrained, spec.pooling, spec.max_length, spec.prefix))
-    except BackboneError as error:
-        warnings.append(f"No baselines: {error}")
-        return None
-    learner = new_learner(backbone, run.learner.device)
-    learner.backbone.use_attention(twice_differentiable=False)
-    return learner
-
-
-def _measure(method: Method, episodes: Sequence[Episode], encoded: dict[_Encoding, list[EncodedEpisode]]) -> _Outcome:
-    """Run a method on the episodes. Each method is timed from the support set's texts to a classifier."""
-    outcome = _Outcome()
-    episodes = [episode.named() for episode in episodes] if method.names else episodes
-    if method.encoder is None:
-        for episode in episodes:
-            begin = time.perf_counter()
-            predict = method.fit(episode, _batch(method, episode, episode.support))
-            outcome.seconds.append(time.perf_counter() - begin)
-            outcome.add(episode, predict(episode, _batch(method, episode, episode.query)))
-        return outcome
-    encoder, key = replace(method.encoder, names=False), (id(method.encoder), method.names)
-    if key not in encoded:  # one frozen encoder encodes every text once for all methods and episodes
-        encoded[key] = list(encode_once(encoder, episodes))
-    for episode, both in zip(episodes, encoded[key], strict=True):
-        outcome.add(episode, method.fit(episode, both.support)(episode, both.query))
-    for episode in episodes[:_TIMED]:
-        begin = time.perf_counter()
-        method.fit(episode, next(encode_once(encoder, [replace(episode, query=episode.support)])).support)
-        outcome.seconds.append(time.perf_counter() - begin)
-    return outcome
-
-
-def _batch(method: Method, episode: Episode, examples: Examples) -> Batch:
-    if method.tokenizer is not None:
-        return method.tokenizer.batch(examples, episode.ways)
-    return Batch(torch.tensor(examples.labels), episode.ways, names=examples.names)
-
-
-def _row(name: str, shots: int, suite: TaskSuite, config: EvaluationConfig, outcome: _Outcome) -> dict[str, Any]:
+def _row(name: str, shots: int, suite: TaskSuite, config: EvaluationConfig, outcome: Outcome) -> dict[str, Any]:
     return {
         "method": name,
         "suite": suite.name,
@@ -250,7 +178,7 @@ def _paired(
     shots: int,
     suite: TaskSuite,
     config: EvaluationConfig,
-    outcomes: dict[tuple[str, int], _Outcome],
+    outcomes: dict[tuple[str, int], Outcome],
 ) -> dict[str, Any]:
     """Return the mean difference on the episodes that both methods saw."""
     ours, theirs = outcomes[method, shots].accuracies, outcomes[baseline, shots].accuracies
