@@ -18,7 +18,7 @@ OURS, OURS_WITHOUT = "kshot", "kshot without label names"
 
 def measure(data: Path, dataset: str, fold: int, runs: Path, episodes: int | None) -> list[dict[str, Any]]:
     """Return a row for each method and number of shots."""
-    suite = api.load_suite(str(data / dataset), f"folds/{fold}.json")
+    suite = api.load_suite(str(data / dataset), f"folds/{fold}.json", read__skip_empty=True)
     rows = []
     for name, names, baselines in ((OURS, True, BASELINES), (OURS_WITHOUT, False, ())):
         if not names and not any(label_texts(task.labels) for task in suite.train):

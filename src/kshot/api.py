@@ -19,7 +19,7 @@ from kshot.errors import ConfigError, Interrupted, RunError
 from kshot.evaluation import EvaluationConfig
 from kshot.evaluation import evaluate as evaluate_run
 from kshot.files import disk_errors, require_writable
-from kshot.meta import ALGORITHMS
+from kshot.meta import ALGORITHMS, new_algorithm
 from kshot.models import add_adapter, load_backbone, new_learner
 from kshot.models.precision import choose_matmul_route, default_matmul_route, require_precision
 from kshot.models.select import ADAPTER
@@ -31,6 +31,7 @@ from kshot.tasks.suite import SPLITS
 from kshot.training import Run, load_run, meta_train, save_run
 from kshot.training.callbacks import Callback
 from kshot.training.checkpoint import LAST
+from kshot.training.head import choose_head
 from kshot.training.run import CARD, label_digest
 from kshot.training.trust import fit_trust
 
@@ -114,10 +115,7 @@ def train(
     episodes = EpisodeSampler(suite.train, shape, config.training.seed)
     outer = replace(config.training, tasks_per_step=config.training.tasks_per_step or ALGORITHMS[name].tasks_per_step)
     validation = _validation(suite, config)
-    shared = suite.overlap()
-    if shared:
-        tell(f"Warning: {len(shared)} text(s) of meta-test also stand in meta-train, such as {shared[0][:80]!r}.")
-    tell(f"{suite.name}: " + ", ".join(f"meta-{split} {_size(suite[split])}" for split in SPLITS))
+    _tell_suite(suite, tell)
     backbone = load_backbone(config.backbone)
     if config.trim_vocabulary:
         whole = backbone.model.config.vocab_size
@@ -160,6 +158,8 @@ def train(
             f"Stopped after step {len(result.history)} of {outer.steps}. The checkpoint is in '{out}': "
             "repeat the command with --resume to go on."
         )
+    hyperparameters |= choose_head(result.learner, algorithm, suite.validation, outer.calibration_episodes)
+    algorithm = new_algorithm(name, hyperparameters)
     trust = fit_trust(result.learner, algorithm, suite.validation, outer.calibration_episodes)
     card = {
         "config": public_config(config),
@@ -185,6 +185,13 @@ def train(
     }
     made = Run(result.learner, algorithm, name, hyperparameters, config.backbone.name, card, trust=trust)
     return save_run(made, out)
+
+
+def _tell_suite(suite: TaskSuite, tell: Tell) -> None:
+    shared = suite.overlap()
+    if shared:
+        tell(f"Warning: {len(shared)} text(s) of meta-test also stand in meta-train, such as {shared[0][:80]!r}.")
+    tell(f"{suite.name}: " + ", ".join(f"meta-{split} {_size(suite[split])}" for split in SPLITS))
 
 
 def replace_config(config: Config, overrides: Mapping[str, Any]) -> Config:

@@ -75,4 +75,5 @@ def _drawn(support: Batch, generator: torch.Generator) -> Batch:
         input_ids=support.input_ids[rows, :width],
         mask=support.mask[rows, :width],
         names=len(kept) if support.names else 0,
+        texts=(),
     )

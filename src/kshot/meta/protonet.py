@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,11 +12,13 @@ from kshot.errors import ConfigError
 from kshot.meta.algorithm import Adapted, require_known
 from kshot.meta.finetuning import fine_tuned
 from kshot.meta.metric import Metric, class_means, head, one_hot, require_positive, unit
+from kshot.meta.regression import class_scores, regression
 from kshot.models.batch import Batch, EncodedEpisode
 from kshot.models.focus import encoded
 from kshot.models.learner import Learner, Params
 
 METRICS = ("cosine", "euclidean", "mahalanobis")
+HEADS = ("chosen", "prototypes", "regression")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ class ProtoNet(Metric):
         learn_scale: whether the scale is meta-learned.
         leave_one_out: meta-train on support and query set together, each text being classified by class means that it is left
             out of: every text that is encoded teaches twice, as a query and as a support example.
+        head: what labels a text: ``prototypes``, a logistic ``regression`` on the meta-trained vectors where a task has the
+            shots for it, or ``chosen``: whichever labels more texts of meta-validation tasks rightly, which `kshot.api.train`
+            finds out at the end (`kshot.training.head`); prototypes until then. Meta-training is by prototypes whatever it is.
+        regression_shots: examples a label from which on the regression is taken; with fewer, prototypes.
+        lexical: whether the regression may also go by words and character n-grams, as far as leaving out one example after
+            another shows that they help (`kshot.meta.regression`).
         finetune_steps: steps by which the encoder goes on learning on a support set when it adapts, by the loss of
             ``leave_one_out``; 0 for none. Meta-training is without them.
         finetune_lr: their peak rate.
@@ -65,6 +73,9 @@ class ProtoNet(Metric):
     scale: float = 20.0
     learn_scale: bool = True
     leave_one_out: bool = False
+    head: str = "chosen"
+    regression_shots: int = 1
+    lexical: bool = True
     finetune_steps: int = 0
     finetune_lr: float = 5e-5
     finetune_shots: int = 5
@@ -72,9 +83,13 @@ class ProtoNet(Metric):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_known("metric", self.metric, METRICS)
-        for name in ("leave_one_out", "finetune_steps"):
-            if getattr(self, name) and self.metric != "cosine":
-                raise ConfigError(f"algorithm.{name} is asked with the metric '{self.metric}'.", "Expected cosine.")
+        require_known("head", self.head, HEADS)
+        require_positive("regression_shots", self.regression_shots)
+        asked = {name: getattr(self, name) for name in ("leave_one_out", "finetune_steps")} | {
+            "head: regression": self.head == "regression"
+        }
+        for name in (name for name, wanted in asked.items() if wanted and self.metric != "cosine"):
+            raise ConfigError(f"algorithm.{name} is asked with the metric '{self.metric}'.", "Expected cosine.")
         if self.finetune_steps < 0:
             raise ConfigError(f"algorithm.finetune_steps is {self.finetune_steps}.", "At least 0 is expected.")
         require_positive("finetune_lr", self.finetune_lr)
@@ -101,17 +116,24 @@ class ProtoNet(Metric):
         ):
             moved = fine_tuned(learner, support, self.left_out_loss, self.finetune_steps, self.finetune_lr)
             learner = learner.with_params(learner.params | moved)
-        c = class_means(self._embed(learner, support), support, self.weights(learner, support))
-        return moved | {"prototypes": c}
+        z, weights = self._embed(learner, support), self.weights(learner, support)
+        if self.head == "regression" and len(support) - support.names >= self.regression_shots * support.ways:
+            return moved | regression(z, support, weights, self.lexical)
+        return moved | {"prototypes": class_means(z, support, weights)}
 
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         moved = {name: value for name, value in adapted.items() if name in learner.params}
-        z, c = self._embed(learner.with_params(learner.params | moved) if moved else learner, query), adapted["prototypes"]
+        z = self._embed(learner.with_params(learner.params | moved) if moved else learner, query)
+        if "prototypes" not in adapted:
+            return class_scores(z, query, adapted)
+        c = adapted["prototypes"]
         if self.metric == "cosine":
             return self.inverse_temperature(learner) * z @ F.normalize(c, dim=-1).T
         return -(z.unsqueeze(1) - c).square().sum(-1)
 
     def episode_loss(self, learner: Learner, episode: EncodedEpisode) -> tuple[Tensor, Tensor]:
+        if self.head == "regression":
+            return replace(self, head="prototypes").episode_loss(learner, episode)
         episode = encoded(learner, episode)
         if not self.leave_one_out:
             return super().episode_loss(learner, episode)

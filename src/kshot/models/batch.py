@@ -23,6 +23,7 @@ class Batch:
         states: what enters layer ``first_layer``, where those below were already applied; one tensor a pass of the learner.
         first_layer: see ``states``.
         names: how many of the examples, the last ones, are the names of their labels.
+        texts: the texts themselves, where they are at hand, for what looks at their words.
         memo: what a learner works out of the tokens once and uses in every inner step; never copied to another batch.
     """
 
@@ -34,6 +35,7 @@ class Batch:
     states: tuple[Tensor, ...] = ()
     first_layer: int = 0
     names: int = 0
+    texts: tuple[str, ...] = ()
     memo: dict[str, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:

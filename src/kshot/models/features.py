@@ -35,7 +35,8 @@ class EncodedTexts:
 
     def _batch(self, examples: Examples, ways: int) -> Batch:
         features = self._vectors[[self._position[text] for text in examples.texts]]
-        return Batch(torch.tensor(examples.labels, device=features.device), ways, features=features, names=examples.names)
+        labels = torch.tensor(examples.labels, device=features.device)
+        return Batch(labels, ways, features=features, names=examples.names, texts=examples.texts)
 
 
 def encode_once(learner: Learner, episodes: Sequence[Episode]) -> Iterator[EncodedEpisode]:

@@ -156,7 +156,7 @@ class Learner:
     def batch(self, examples: Examples, ways: int, corpus: str = "") -> Batch:
         """Return the examples as a batch: vectors or token ids from the stores of their corpus, where they are open."""
         labels = torch.tensor(examples.labels, dtype=torch.long)
-        rows, batch = examples.rows, Batch(labels, ways, names=examples.names)
+        rows, batch = examples.rows, Batch(labels, ways, names=examples.names, texts=examples.texts)
         if corpus in self.vectors and rows:
             stored = self.vectors[corpus].rows(rows).to(self.device)
             return batch.to(self.device).with_features(torch.cat([stored, self.embed_texts(examples.texts[len(rows) :])]))

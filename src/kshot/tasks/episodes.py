@@ -148,6 +148,11 @@ class _Pool:
         return drawn[:size]
 
 
+def usable_counts(task: Task) -> dict[str, int]:
+    """Return how many texts episodes can draw of each label: different ones, that are under no other label of the task."""
+    return dict(zip(task.labels, _Pool.of(task).counts.tolist(), strict=True)) if task.labels else {}
+
+
 class EpisodeSampler(Sequence[Episode]):
     """An endless, random-access stream of episodes: ``sampler[i]`` depends on nothing but the tasks, the seed and ``i``.
 

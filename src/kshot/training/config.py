@@ -29,8 +29,8 @@ class TrainingConfig:
         trains: the selector of what the outer loop trains.
         validate_every: steps between validations; 0 for never.
         validation_episodes: how many; always the same ones.
-        calibration_episodes: episodes of meta-validation tasks on which the temperature and the out-of-scope threshold are
-            fitted at the end; 0 for none.
+        calibration_episodes: episodes of meta-validation tasks on which the head is chosen (where the algorithm leaves it to be
+            chosen), and the temperature and the out-of-scope threshold are fitted, at the end; 0 for none.
         patience: validations without a better accuracy after which training stops; 0 for never.
         seed: of episodes and dropout.
         threads: episodes of a meta-update that are differentiated side by side, each on one core; None for as many as there are

@@ -32,6 +32,7 @@ from kshot.meta import Algorithm
 from kshot.models import Learner
 from kshot.models.features import encode_once
 from kshot.tasks import Episode, EpisodeSampler, EpisodeSpec, Examples, Task
+from kshot.tasks.episodes import usable_counts
 
 KEPT = 0.95  # of the texts in scope that the threshold lets through
 _SEED = 15_485_863  # apart from the streams of training and validation
@@ -113,7 +114,7 @@ def fit_trust(learner: Learner, algorithm: Algorithm, tasks: Sequence[Task], epi
 def _shapes(tasks: Sequence[Task]) -> list[EpisodeSpec]:
     """Return shapes of episodes that the tasks allow: few and many ways, few and more shots, each with a label to leave out."""
     most = max((len(task.labels) for task in tasks), default=0)
-    fewest = min((min(task.counts().values()) for task in tasks if len(task.labels) >= 3), default=0)
+    fewest = min((min(usable_counts(task).values()) for task in tasks if len(task.labels) >= 3), default=0)
     shots = sorted({shots for shots in (1, 5, 10) if shots + _QUERIES <= fewest})
     return [EpisodeSpec(ways + 1, s, _QUERIES) for ways in sorted({2, min(5, most - 1), most - 1}) if ways >= 2 for s in shots]
 

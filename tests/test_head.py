@@ -1,0 +1,195 @@
+"""The head at adaptation: prototypes, or a regression that may go by words, as meta-validation and the support set say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from runs import SMALL, loaded, rows, small_suite
+from sklearn.linear_model import LogisticRegression, Ridge
+from tiny import random_batch, random_learner, same_bits, tiny_learner
+
+from kshot import api
+from kshot.deploy import adapt, load_adapted
+from kshot.errors import ConfigError
+from kshot.meta import ProtoNet
+from kshot.meta.lexical import term_vectors, vocabulary
+from kshot.meta.regression import class_scores, left_out_error, regression
+from kshot.models import Batch, EncodedEpisode
+from kshot.tasks import load_tasks
+from kshot.training import head as heads
+from kshot.training import load_run
+from kshot.training.head import choose_head
+
+REGRESSION = ProtoNet(head="regression", regression_shots=2)
+GENERATOR = torch.Generator().manual_seed(0)
+VERBS = ("analyze", "create", "evaluate", "recall")
+TOPICS = ("budgets", "proteins", "poems", "bridges", "treaties", "networks", "soils", "orbits", "markets", "glaciers")
+
+
+def vectors(count: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(count, 16, generator=GENERATOR, dtype=torch.float64), dim=-1)
+
+
+def batch(z: torch.Tensor, labels: list[int], texts: tuple[str, ...] = ()) -> Batch:
+    return Batch(torch.tensor(labels), max(labels) + 1, features=z, texts=texts)
+
+
+@pytest.mark.parametrize("ways", [2, 3])
+def test_it_is_logistic_regression_of_the_vectors(ways):
+    z, queries, weights = vectors(12), vectors(7), torch.rand(12, generator=GENERATOR, dtype=torch.float64) + 0.5
+    support = batch(z, [i % ways for i in range(12)])
+
+    found = class_scores(queries, batch(queries, [0] * 7), regression(z, support, weights)).softmax(-1)
+
+    expected = LogisticRegression(C=10.0, max_iter=1000).fit(z.numpy(), support.labels.numpy(), weights.numpy())
+    np.testing.assert_allclose(found.numpy(), expected.predict_proba(queries.numpy()), atol=1e-6)
+
+
+def test_the_closed_form_equals_leaving_each_example_out():
+    z, labels = vectors(9).numpy(), np.array([0, 1, 2] * 3)
+    y, errors = np.eye(3)[labels], []
+    features = np.concatenate([z, np.ones((9, 1))], 1)
+    for ridge in (0.1, 0.3, 1.0):
+        left = [
+            Ridge(ridge, fit_intercept=False).fit(np.delete(features, i, 0), np.delete(y, i, 0)).predict(features[[i]])[0]
+            for i in range(9)
+        ]
+        errors.append(np.mean((y - np.array(left)) ** 2))
+
+    assert left_out_error(z @ z.T, labels) == pytest.approx(min(errors), rel=1e-9)
+
+
+def said(verbs: bool, shots: int) -> tuple[tuple[str, ...], list[int], torch.Tensor]:
+    """Texts whose label is their verb, with vectors that know the topic alone, or the label."""
+    texts, labels, z = list[str](), list[int](), list[torch.Tensor]()
+    topics, kinds = vectors(len(TOPICS)), vectors(len(VERBS))
+    for label, verb in enumerate(VERBS):
+        for index in range(shots):
+            texts.append(f"{verb} the {TOPICS[index]}" if verbs else f"{VERBS[index % 4]} the {TOPICS[(index + label) % 10]}")
+            labels.append(label)
+            z.append(topics[index] if verbs else torch.nn.functional.normalize(kinds[label] + 0.1 * topics[index], dim=-1))
+    return tuple(texts), labels, torch.stack(z)
+
+
+def test_words_count_where_they_decide_and_not_where_the_vectors_do():
+    by_verb, by_vector = (
+        regression(z, batch(z, labels, texts), torch.ones(len(z), dtype=torch.float64))
+        for texts, labels, z in (said(True, 5), said(False, 5))
+    )
+
+    assert "regression.lexical" in by_verb
+    assert "regression.lexical" not in by_vector
+    texts, labels, z = said(True, 10)
+    new = [i for i in range(len(z)) if i % 10 >= 5]
+    queries = batch(z[new], [labels[i] for i in new], tuple(texts[i] for i in new))
+    assert float((class_scores(z[new], queries, by_verb).argmax(-1) == queries.labels).double().mean()) > 0.9
+
+
+def test_words_are_left_out_where_asked_and_where_a_class_has_one_example():
+    texts, labels, z = said(True, 5)
+    ones = torch.ones(len(z), dtype=torch.float64)
+    first = [0, 5, 10, 15]
+
+    assert "regression.lexical" not in regression(z, batch(z, labels, texts), ones, lexical=False)
+    single = batch(z[first], [0, 1, 2, 3], tuple(texts[i] for i in first))
+    assert "regression.lexical" not in regression(z[first], single, ones[:4])
+
+
+def test_term_vectors_are_of_unit_length_and_ignore_terms_that_the_support_set_has_not():
+    texts = ("refund my order", "我想退款")
+    terms, idf = vocabulary(texts)
+
+    own, strange = term_vectors(texts, terms, idf), term_vectors(("zzz qqq",), terms, idf)
+
+    np.testing.assert_allclose(np.sqrt(own.multiply(own).sum(1)), 1, rtol=1e-12)
+    assert strange.sum() == 0
+
+
+def test_regression_is_taken_from_its_number_of_shots_on_and_names_are_no_shots():
+    learner = random_learner()
+    one, two = random_batch(0, (1, 1, 1)), random_batch(0, (2, 2, 2))
+    named = replace(two, names=3)
+
+    assert set(REGRESSION.adapt(learner, one)) == {"prototypes"}
+    assert set(REGRESSION.adapt(learner, two)) == {"regression.weight", "regression.bias"}
+    assert set(REGRESSION.adapt(learner, named)) == {"prototypes"}
+
+
+def test_meta_training_is_by_prototypes_whatever_the_head():
+    learner, episode = random_learner(), EncodedEpisode(random_batch(0, (3, 3)), random_batch(1, (2, 2)))
+
+    ours, plain = (algorithm.meta_loss(learner, [episode])[0] for algorithm in (REGRESSION, ProtoNet(head="prototypes")))
+
+    assert torch.equal(ours, plain)
+    assert ours.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen"),
+    [
+        ({1: -1, 2: -0.1, 5: 0.1, 10: 0.2}, {"head": "regression", "regression_shots": 5}),
+        ({1: 0.1, 2: -0.1, 5: 0.1, 10: None}, {"head": "regression", "regression_shots": 5}),
+        ({1: 0.1, 2: 0.1, 5: None, 10: None}, {"head": "regression", "regression_shots": 1}),
+        ({1: 0.1, 2: 0.1, 5: 0.1, 10: -0.1}, {"head": "prototypes"}),
+        ({1: None, 2: None, 5: None, 10: None}, {"head": "prototypes"}),
+    ],
+)
+def test_the_fewest_shots_from_which_on_regression_is_better_are_chosen(gains, chosen, monkeypatch):
+    monkeypatch.setattr(heads, "_gain", lambda learner, algorithm, tasks, shots, episodes: gains[shots])
+
+    assert choose_head(random_learner(), ProtoNet(), (), 10) == chosen
+
+
+def test_what_was_set_is_not_chosen_over():
+    for algorithm in (ProtoNet(head="prototypes"), REGRESSION, ProtoNet(metric="euclidean")):
+        assert choose_head(random_learner(), algorithm, (), 10) == {}
+
+
+def test_tasks_with_few_or_doubled_texts_are_passed_over(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    same = [row | {"text": "always the same"} for row in rows(("fee", "fine"), 12)]
+    path.write_text("".join(f'{{"text": "{row["text"]}", "label": "{row["label"]}"}}\n' for row in rows(each=6) + same))
+
+    chosen = choose_head(tiny_learner(), ProtoNet(), load_tasks(str(path)), 3)
+
+    assert chosen["head"] in ("prototypes", "regression")
+
+
+def test_a_run_keeps_what_was_chosen_and_an_adapted_task_says_the_same_when_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "choose_head", lambda *_: {"head": "regression", "regression_shots": 2})
+    made = api.train(small_suite(), tmp_path / "run", backbone__name="tiny", training__steps=1, **SMALL)
+    run = load_run(tmp_path / "run")
+    assert (run.algorithm.head, run.algorithm.regression_shots) == ("regression", 2)
+    assert run.options == made.options
+
+    texts, labels, _ = said(True, 5)
+    task = adapt(run, texts, [VERBS[label] for label in labels])
+    task.save(tmp_path / "task")
+    again = load_adapted(tmp_path / "task")
+
+    assert same_bits(task.adapted, again.adapted)
+    assert [p.to_json() for p in task.predict(["recall the poems"])] == [
+        p.to_json() for p in again.predict(["recall the poems"])
+    ]
+
+
+def test_without_calibration_episodes_nothing_is_chosen():
+    assert loaded().options["head"] in ("prototypes", "regression")
+    assert choose_head(loaded().learner, ProtoNet(), small_suite().validation, 0) == {"head": "prototypes"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"head": "regresion"}, "algorithm.head is 'regresion'. Did you mean 'regression'?"),
+        ({"head": "regression", "metric": "euclidean"}, "algorithm.head: regression is asked with the metric 'euclidean'."),
+        ({"regression_shots": 0}, "algorithm.regression_shots is 0. A number above 0 is expected."),
+    ],
+)
+def test_what_cannot_be_is_refused(options, sentence):
+    with pytest.raises(ConfigError) as error:
+        ProtoNet(**options)
+    assert sentence in str(error.value)
