@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from kshot.evaluation import measuring
 from kshot.evaluation.baselines import new_baselines
-from kshot.evaluation.measuring import Outcome, measure, pretrained_learner
+from kshot.evaluation.measuring import Outcome, pretrained_learner
 from kshot.evaluation.methods import MetaTrained, Method
 from kshot.models.features import EncodedTexts
 from kshot.statistics import mean
 from kshot.tasks import Episode, Examples
 from kshot.training import Run
+from protocols.recipe import trained_on_others
 
 FULL_WAY = ("banking77", "hwu64", "clinc150")
 VERTICALS = ("financial_phrasebank", "medical_abstracts", "legal_rhetorical", "edu_bloom")
@@ -30,14 +32,40 @@ LEOPARD = (
     "rating_books", "restaurant", "scitail", "sentiment_books", "sentiment_dvd", "sentiment_kitchen",
 )  # fmt: skip
 FEWCLUE = ("eprstmt", "csldcp", "tnews", "iflytek")
+PROTOCOLS = {"full-way": FULL_WAY, "vertical": VERTICALS, "leopard": LEOPARD, "fewclue": FEWCLUE}
 SHOTS = {"full-way": (1, 3, 5, 10), "vertical": (5, 16), "leopard": (4, 8, 16)}
-DRAWS = {"full-way": 5, "vertical": 30, "leopard": 10}
+DRAWS = {"full-way": 5, "vertical": 30}
 QUERIES = {"full-way": 10, "vertical": 20}
+TEST_HALF = 1
 BASELINES = ("prototype", "prototype+names", "logistic", "logistic+names", "head", "tfidf")
 SLOW = ("full", "setfit")
 
 Rows = list[dict[str, Any]]
 Pairs = list[tuple[str, str]]
+
+
+def measure(data: Path, protocol: str, dataset: str, runs: Path, slow: int) -> Rows:
+    """Return the rows of a data set: each method, and its paired difference to kshot, at each number of shots."""
+    run = trained_on_others(data, dataset, runs, "e5-multilingual" if protocol == "fewclue" else "minilm")
+    rows = Rows()
+    for shots in SHOTS.get(protocol, (0,)):  # FewCLUE's own draws are of one size
+        if protocol == "fewclue":
+            episodes = fewclue(data, dataset)
+        elif protocol == "leopard":
+            episodes = leopard(data, dataset, shots)
+        else:
+            half = TEST_HALF if protocol == "vertical" else None
+            episodes = drawn(data, dataset, shots, QUERIES[protocol], DRAWS[protocol], half)
+        ways = episodes[0].ways
+        same = {"dataset": dataset, "protocol": protocol, "ways": ways, "shots": shots or len(episodes[0].support) / ways}
+        rows += compare(run, episodes, slow, same)
+        figures = [
+            f"{row['method']} {100 * row['accuracy']:.1f}"
+            for row in rows
+            if row["shots"] == same["shots"] and "accuracy" in row
+        ]
+        print(f"  {dataset}, {same['shots']:g} shots: {', '.join(figures)}", flush=True)
+    return rows
 
 
 def compare(run: Run, episodes: list[Episode], slow: int, same: dict[str, Any]) -> Rows:
@@ -54,7 +82,9 @@ def compare(run: Run, episodes: list[Episode], slow: int, same: dict[str, Any]) 
     methods: list[Method] = [MetaTrained(run), *new_baselines((*BASELINES, *(SLOW if slow else ())), pretrained)]
     methods[0].name = "kshot"
     texts: dict[int, EncodedTexts] = {}
-    outcomes = {method.name: measure(method, episodes[:slow] if method.slow else episodes, texts) for method in methods}
+    outcomes = {
+        method.name: measuring.measure(method, episodes[:slow] if method.slow else episodes, texts) for method in methods
+    }
     ours = outcomes["kshot"].accuracies
     rows = [same | {"method": name, **_figures(outcome)} for name, outcome in outcomes.items()]
     for name, outcome in list(outcomes.items())[1:]:

@@ -20,6 +20,8 @@ RECIPE: dict[str, Any] = {
     "training.meta_lr": 2e-2,
     "training.validate_every": 0,
 }
+GENERAL = ("banking77", "hwu64", "liu", "clinc150")  # licensed for any use
+RELATED = (("hwu64", "liu"),)  # from one source
 
 
 def trained(suite: TaskSuite, folder: Path, **changes: Any) -> Run:
@@ -27,6 +29,18 @@ def trained(suite: TaskSuite, folder: Path, **changes: Any) -> Run:
     if (folder / "kshot.json").exists():
         return load_run(folder)
     return api.train(suite, folder, config(**changes), resume=(folder / "checkpoints").exists(), tell=_say)
+
+
+def trained_on_others(data: Path, dataset: str, runs: Path, backbone: str = "minilm") -> Run:
+    """Return the general run for a data set: meta-trained on the intent sets that have nothing to do with it."""
+    related = next((group for group in RELATED if dataset in group), (dataset,))
+    names = [name for name in GENERAL if name not in related]
+    folder = runs / "-".join(["general", backbone, *names])
+    if (folder / "kshot.json").exists():
+        return load_run(folder)
+    # some labels of each are kept back, to choose the head and to calibrate on
+    suite = api.load_suite([str(data / name) for name in names], "class", split__ratios=(0.85, 0.15, 0.0))
+    return trained(suite, folder, training__steps=150, backbone__name=backbone)
 
 
 def config(**changes: Any) -> Config:

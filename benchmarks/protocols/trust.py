@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
 
 from kshot import api
 from kshot.evaluation.metrics import calibration_error, reliability
-from kshot.models.features import encode_once
+from kshot.models.features import EncodedTexts, encode_once
 from kshot.tasks import EpisodeSampler, EpisodeSpec, Examples
 from kshot.training import Run
 from kshot.training.trust import SCORES, Trust
 from protocols.recipe import trained
 
+Confidences = list[tuple[float, bool]]
 SHOTS = (1, 5)
 WAYS_OUT_OF_SCOPE = 50  # all test classes of a fold of clinc150
 DRAWS = 5
@@ -31,12 +33,14 @@ def measure(data: Path, dataset: str, fold: int, runs: Path, episodes: int) -> d
     run = trained(suite, runs / f"{dataset}-{fold}-named")
     assert run.trust is not None
     result: dict[str, Any] = {"dataset": dataset, "fold": fold, "trust": {"score": run.trust.score}}
-    after: list[tuple[float, bool]] = []
-    before: list[tuple[float, bool]] = []
+    texts, before, after = EncodedTexts(run.learner), Confidences(), Confidences()
     for shots in SHOTS:
         drawn = EpisodeSampler(suite.test, EpisodeSpec(5, shots, 5), 0)[:episodes]
-        for pool, trust in ((before, Trust()), (after, run.trust)):
-            pool.extend(_confidences(run, drawn, trust, shots))
+        for episode in texts.episodes(drawn):
+            with torch.no_grad():
+                logits = run.algorithm.logits(run.learner, run.algorithm.adapt(run.learner, episode.support), episode.query)
+            for pool, trust in ((before, Trust()), (after, run.trust)):
+                pool.extend(_confidences(trust.calibrated(logits, shots), episode.query.labels))
     result |= {"ece_before": calibration_error(before), "ece_after": calibration_error(after)}
     result["reliability"] = {"before": reliability(before), "after": reliability(after)}
     outside = data / dataset / "out_of_scope.jsonl"
@@ -45,15 +49,9 @@ def measure(data: Path, dataset: str, fold: int, runs: Path, episodes: int) -> d
     return result
 
 
-@torch.no_grad()
-def _confidences(run: Run, drawn: Any, trust: Trust, shots: int) -> list[tuple[float, bool]]:
-    found = []
-    for episode in encode_once(run.learner, drawn):
-        adapted = run.algorithm.adapt(run.learner, episode.support)
-        probabilities = trust.calibrated(run.algorithm.logits(run.learner, adapted, episode.query), shots).softmax(-1)
-        right = probabilities.argmax(-1) == episode.query.labels
-        found += list(zip(probabilities.amax(-1).tolist(), right.tolist(), strict=True))
-    return found
+def _confidences(logits: Tensor, labels: Tensor) -> Confidences:
+    probabilities = logits.softmax(-1)
+    return list(zip(probabilities.amax(-1).tolist(), (probabilities.argmax(-1) == labels).tolist(), strict=True))
 
 
 @torch.no_grad()
