@@ -39,6 +39,7 @@ QUERIES = {"full-way": 10, "vertical": 20}
 TEST_HALF = 1
 BASELINES = ("prototype", "prototype+names", "logistic", "logistic+names", "head", "tfidf")
 SLOW = ("full", "setfit")
+SLOW_TEXTS = 64  # SetFit learns from pairs, so its minutes grow with the square of the texts
 
 Rows = list[dict[str, Any]]
 Pairs = list[tuple[str, str]]
@@ -58,7 +59,7 @@ def measure(data: Path, protocol: str, dataset: str, runs: Path, slow: int) -> R
             episodes = drawn(data, dataset, shots, QUERIES[protocol], DRAWS[protocol], half)
         ways = episodes[0].ways
         same = {"dataset": dataset, "protocol": protocol, "ways": ways, "shots": shots or len(episodes[0].support) / ways}
-        rows += compare(run, episodes, slow, same)
+        rows += compare(run, episodes, slow if len(episodes[0].support) <= SLOW_TEXTS else 0, same)
         figures = [
             f"{row['method']} {100 * row['accuracy']:.1f}"
             for row in rows
