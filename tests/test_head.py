@@ -138,7 +138,7 @@ def test_meta_training_is_by_prototypes_whatever_the_head():
     ],
 )
 def test_the_fewest_shots_from_which_on_regression_is_better_are_chosen(gains, chosen, monkeypatch):
-    monkeypatch.setattr(heads, "_gain", lambda learner, algorithm, tasks, shots, episodes: gains[shots])
+    monkeypatch.setattr(heads, "_gain", lambda learner, algorithm, tasks, shots, *_: gains[shots])
 
     assert choose_head(random_learner(), ProtoNet(), (), 10) == chosen
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from kshot.meta import Algorithm
 from kshot.models import Learner
+from kshot.models.features import EncodedTexts
 from kshot.statistics import mean
 from kshot.tasks import EpisodeSampler, EpisodeSpec, Task
 from kshot.tasks.episodes import usable_counts
@@ -37,15 +38,17 @@ def choose_head(learner: Learner, algorithm: Algorithm, tasks: Sequence[Task], e
     """
     if getattr(algorithm, "head", None) != CHOSEN or getattr(algorithm, "metric", None) != "cosine":
         return {}
-    least: int | None = None
+    least, texts = None, EncodedTexts(learner)
     for shots in _SHOTS:
-        gain = _gain(learner, algorithm, tasks, shots, episodes)
+        gain = _gain(learner, algorithm, tasks, shots, episodes, texts)
         if gain is not None:
             least = (least or shots) if gain > 0 else None
     return {"head": "prototypes"} if least is None else {"head": "regression", "regression_shots": least}
 
 
-def _gain(learner: Learner, algorithm: Any, tasks: Sequence[Task], shots: int, episodes: int) -> float | None:
+def _gain(
+    learner: Learner, algorithm: Any, tasks: Sequence[Task], shots: int, episodes: int, texts: EncodedTexts
+) -> float | None:
     """Return how much more accurate regression is than prototypes on average; None where no task has texts enough."""
     gains: list[float] = []
     able = [_narrowed(task, shots + _QUERIES) for task in tasks]
@@ -54,7 +57,7 @@ def _gain(learner: Learner, algorithm: Any, tasks: Sequence[Task], shots: int, e
         wide = [task for task in able if len(task.labels) >= ways]
         drawn = EpisodeSampler(wide, EpisodeSpec(ways, shots, _QUERIES), _SEED)[: episodes if ways <= 5 else episodes // 5 + 1]
         heads = [replace(algorithm, head=head, regression_shots=1) for head in ("regression", "prototypes")]
-        fitted, means = (episode_accuracies(learner, each, drawn) for each in heads)
+        fitted, means = (episode_accuracies(learner, each, drawn, texts) for each in heads)
         gains.append(mean([a - b for a, b in zip(fitted, means, strict=True)]).value)
     return sum(gains) / len(gains) if gains else None
 

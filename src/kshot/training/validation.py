@@ -10,16 +10,25 @@ import torch
 from kshot.meta import Algorithm
 from kshot.meta.algorithm import accuracy
 from kshot.models import Learner
-from kshot.models.features import encode_once
+from kshot.models.features import EncodedTexts
 from kshot.tasks import Episode
 
 
 @torch.no_grad()
-def episode_accuracies(learner: Learner, algorithm: Algorithm, episodes: Sequence[Episode]) -> list[float]:
-    """Return the accuracy on each episode's query set after adapting to its support set."""
+def episode_accuracies(
+    learner: Learner, algorithm: Algorithm, episodes: Sequence[Episode], texts: EncodedTexts | None = None
+) -> list[float]:
+    """Return the accuracy on each episode's query set after adapting to its support set.
+
+    Args:
+        learner: what adapts.
+        algorithm: how.
+        episodes: what to.
+        texts: what the learner encoded before, where it leaves the encoder as it is; added to.
+    """
     quiet = replace(learner, dropout=False)
     as_drawn = algorithm.moves_backbone or quiet.vectors
-    encoded = map(quiet.encode, episodes) if as_drawn else encode_once(quiet, episodes)
+    encoded = map(quiet.encode, episodes) if as_drawn else (texts or EncodedTexts(quiet)).episodes(episodes)
     return [
         accuracy(algorithm.logits(quiet, algorithm.adapt(quiet, episode.support), episode.query), episode.query.labels)
         for episode in encoded
