@@ -114,8 +114,18 @@ def test_regression_is_taken_from_its_number_of_shots_on_and_names_are_no_shots(
     named = replace(two, names=3)
 
     assert set(REGRESSION.adapt(learner, one)) == {"prototypes"}
-    assert set(REGRESSION.adapt(learner, two)) == {"regression.weight", "regression.bias"}
+    assert set(REGRESSION.adapt(learner, two)) == {"prototypes", "regression.weight", "regression.bias"}
     assert set(REGRESSION.adapt(learner, named)) == {"prototypes"}
+
+
+def test_how_near_a_text_is_is_told_by_the_prototypes_whatever_labels_it():
+    learner, support, query = random_learner(), random_batch(0, (3, 3, 3)), random_batch(1, (2, 1, 1))
+    plain = ProtoNet(head="prototypes", learn_scale=False, scale=1.0)
+    largest = plain.logits(learner, plain.adapt(learner, support), query).amax(-1)
+
+    for algorithm in (plain, REGRESSION):
+        torch.testing.assert_close(algorithm.nearness(learner, algorithm.adapt(learner, support), query), largest)
+    assert ProtoNet(metric="euclidean").nearness(learner, plain.adapt(learner, support), query) is None
 
 
 def test_meta_training_is_by_prototypes_whatever_the_head():

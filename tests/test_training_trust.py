@@ -19,7 +19,17 @@ from kshot.meta import ProtoNet
 from kshot.tasks import EpisodeSampler, EpisodeSpec, load_tasks
 from kshot.training import load_run
 from kshot.training.run import save_run
-from kshot.training.trust import SCORES, Trust, _Answers, _fit_temperature, _fit_threshold, _shapes, _without, fit_trust
+from kshot.training.trust import (
+    NEARNESS,
+    SCORES,
+    Trust,
+    _Answers,
+    _fit_temperature,
+    _fit_threshold,
+    _shapes,
+    _without,
+    fit_trust,
+)
 
 GENERATOR = np.random.default_rng(0)
 
@@ -102,7 +112,7 @@ def test_it_is_fitted_for_any_algorithm_and_makes_the_likelihood_no_worse(algori
     trust = fit_trust(run.learner, run.algorithm, tasks, 12)
 
     assert trust is not None
-    assert trust.score in SCORES
+    assert trust.score in (*SCORES, NEARNESS)
     assert all(math.isfinite(value) for value in (*trust.temperature, *trust.threshold))
     assert fit_trust(run.learner, run.algorithm, tasks, 12) == trust
 
@@ -141,8 +151,9 @@ def test_a_run_from_before_there_was_calibration_is_loaded_without(tmp_path):
     assert load_run(tmp_path / "run").trust is None
 
 
-def test_a_text_of_no_label_is_told_from_those_in_scope():
-    run = replace(loaded(), trust=Trust((0.0, 0.0, 0.0), "logit", (-1e9, 0.0, 0.0)))
+@pytest.mark.parametrize("score", ["logit", NEARNESS])
+def test_a_text_of_no_label_is_told_from_those_in_scope(score):
+    run = replace(loaded(), trust=Trust((0.0, 0.0, 0.0), score, (-1e9, 0.0, 0.0)))
     texts, labels = ["where is it", "give me my money"], ["parcel", "refund"]
 
     assert adapt(run, texts, labels).predict(["anything"])[0].in_scope is True

@@ -17,7 +17,7 @@ from kshot.evaluation.metrics import calibration_error, reliability
 from kshot.models.features import EncodedTexts, encode_once
 from kshot.tasks import EpisodeSampler, EpisodeSpec, Examples
 from kshot.training import Run
-from kshot.training.trust import SCORES, Trust
+from kshot.training.trust import NEARNESS, SCORES, Trust
 from protocols.recipe import trained
 
 Confidences = list[tuple[float, bool]]
@@ -67,13 +67,13 @@ def _out_of_scope(run: Run, tasks: Any, outside: list[str]) -> dict[str, Any]:
         adapted = run.algorithm.adapt(run.learner, encoded.support)
         logits = trust.calibrated(run.algorithm.logits(run.learner, adapted, encoded.query), 5)
         inside = np.arange(len(both)) < count
-        row = {}
-        for name, score in SCORES.items():
-            values = score(logits).numpy()
+        near, row = run.algorithm.nearness(run.learner, adapted, encoded.query), dict[str, float]()
+        for name in [*SCORES, *([] if near is None else [NEARNESS])]:
+            values = replace(trust, score=name).scores(logits, near).numpy()
             row[f"auroc_{name}"] = float(roc_auc_score(inside, values))
             rates = roc_curve(inside, values)
             row[f"fpr95_{name}"] = float(rates[0][np.searchsorted(rates[1], 0.95)])
-        kept = (trust.scores(logits) >= trust.least(5, WAYS_OUT_OF_SCOPE)).numpy()
+        kept = (trust.scores(logits, near) >= trust.least(5, WAYS_OUT_OF_SCOPE)).numpy()
         right = (logits.argmax(-1) == encoded.query.labels).numpy()
         row |= {
             "in_scope_kept": float(kept[:count].mean()),

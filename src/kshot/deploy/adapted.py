@@ -102,8 +102,8 @@ class AdaptedTask:
         predictions: list[Prediction] = []
         for start in range(0, len(texts), batch_size):
             chunk = list(texts[start : start + batch_size])
-            logits, vectors = self._forward(chunk)
-            similarities, in_scope = vectors @ self.vectors.T, self._in_scope(logits)
+            logits, vectors, in_scope = self._forward(chunk)
+            similarities = vectors @ self.vectors.T
             for row, distribution in enumerate(logits.softmax(-1)):
                 best = int(distribution.argmax())
                 order = similarities[row].argsort(descending=True)[:nearest].tolist()
@@ -124,28 +124,27 @@ class AdaptedTask:
         return torch.cat([torch.empty(0, len(self.labels)), *(self._forward(chunk)[0].softmax(-1).cpu() for chunk in chunks)])
 
     @torch.no_grad()
-    def _forward(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Return class scores (B, N), calibrated where the run is, and meta-trained vectors (B, H) of unit length."""
+    def _forward(self, texts: list[str]) -> tuple[Tensor, Tensor, list[bool | None]]:
+        """Return class scores (B, N), calibrated where the run is, meta-trained vectors (B, H) of unit length, and which are
+        in scope, where the run has a threshold.
+        """
         learner, algorithm = self.run.learner, self.run.algorithm
         batch = learner.batch(Examples(tuple(texts), (0,) * len(texts)), len(self.labels))
         encoded = learner.featurised(batch)
         query = batch if algorithm.moves_backbone else encoded
         assert encoded.features is not None
         logits = algorithm.logits(learner, self.adapted, query)
-        if self.run.trust is not None:
-            logits = self.run.trust.calibrated(logits, self._shots)
-        return logits, F.normalize(encoded.features, dim=-1)
+        in_scope: list[bool | None] = [None] * len(texts)
+        if (trust := self.run.trust) is not None:
+            logits = trust.calibrated(logits, self._shots)
+            scores = trust.scores(logits, algorithm.nearness(learner, self.adapted, query))
+            in_scope = (scores >= trust.least(self._shots, len(self.labels))).tolist()
+        return logits, F.normalize(encoded.features, dim=-1), in_scope
 
     @property
     def _shots(self) -> float:
         """The mean number of examples a label."""
         return len(self.support) / len(self.labels)
-
-    def _in_scope(self, logits: Tensor) -> list[bool | None]:
-        trust = self.run.trust
-        if trust is None:
-            return [None] * len(logits)
-        return (trust.scores(logits) >= trust.least(self._shots, len(self.labels))).tolist()
 
     def _reason(self, index: int, similarity: float) -> Reason:
         return Reason(self.support.texts[index], self.labels[self.support.labels[index]], similarity)

@@ -51,6 +51,10 @@ class Algorithm(ABC):
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         """Return the adapted learner's class scores (B, N)."""
 
+    def nearness(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor | None:
+        """Return how near texts are to what the task knows (B,), where an algorithm has a measure of it beside class scores."""
+        return None
+
     def at(self, step: int) -> Algorithm:
         """Return the algorithm as it is at a meta-update, counted from 0: some change in the course of the training."""
         return self

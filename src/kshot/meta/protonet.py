@@ -12,7 +12,7 @@ from kshot.errors import ConfigError
 from kshot.meta.algorithm import Adapted, require_known
 from kshot.meta.finetuning import fine_tuned
 from kshot.meta.metric import Metric, class_means, head, one_hot, require_positive, unit
-from kshot.meta.regression import class_scores, regression
+from kshot.meta.regression import WEIGHT, class_scores, regression
 from kshot.models.batch import Batch, EncodedEpisode
 from kshot.models.focus import encoded
 from kshot.models.learner import Learner, Params
@@ -117,19 +117,24 @@ class ProtoNet(Metric):
             moved = fine_tuned(learner, support, self.left_out_loss, self.finetune_steps, self.finetune_lr)
             learner = learner.with_params(learner.params | moved)
         z, weights = self._embed(learner, support), self.weights(learner, support)
+        moved |= {"prototypes": class_means(z, support, weights)}
         if self.head == "regression" and len(support) - support.names >= self.regression_shots * support.ways:
-            return moved | regression(z, support, weights, self.lexical)
-        return moved | {"prototypes": class_means(z, support, weights)}
+            moved |= regression(z, support, weights, self.lexical)
+        return moved
 
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
-        moved = {name: value for name, value in adapted.items() if name in learner.params}
-        z = self._embed(learner.with_params(learner.params | moved) if moved else learner, query)
-        if "prototypes" not in adapted:
+        z = self._embed(_moved(learner, adapted), query)
+        if WEIGHT in adapted:
             return class_scores(z, query, adapted)
         c = adapted["prototypes"]
         if self.metric == "cosine":
             return self.inverse_temperature(learner) * z @ F.normalize(c, dim=-1).T
         return -(z.unsqueeze(1) - c).square().sum(-1)
+
+    def nearness(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor | None:
+        if self.metric != "cosine":
+            return None
+        return (unit(_moved(learner, adapted), query) @ F.normalize(adapted["prototypes"], dim=-1).T).amax(-1)
 
     def episode_loss(self, learner: Learner, episode: EncodedEpisode) -> tuple[Tensor, Tensor]:
         if self.head == "regression":
@@ -159,6 +164,12 @@ class ProtoNet(Metric):
             return z
         stored = self.meta(learner)["meta.factor"]
         return z @ (stored.tril(-1) + stored.diagonal().exp().diag())  # as row vectors: (z - c) M (z - c)' = ||(z - c) L||^2
+
+
+def _moved(learner: Learner, adapted: Adapted) -> Learner:
+    """Return the learner with the weights that fine-tuning moved, if any."""
+    moved = {name: value for name, value in adapted.items() if name in learner.params}
+    return learner.with_params(learner.params | moved) if moved else learner
 
 
 def left_out_cosines(z: Tensor, batch: Batch, weights: Tensor) -> Tensor:

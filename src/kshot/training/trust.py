@@ -44,6 +44,7 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "energy": lambda logits: logits.logsumexp(-1),
 }
 """How sure a task is that a text is its own, of calibrated class scores (B, N): the larger the surer, (B,)."""
+NEARNESS = "nearness"  # one more, which an algorithm itself has: `Algorithm.nearness`
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Trust:
 
     Args:
         temperature: a, b and c of the logarithm of the temperature.
-        score: one of `SCORES`.
+        score: one of `SCORES`, or `NEARNESS`.
         threshold: a, b and c of the least score of a text in scope.
     """
 
@@ -64,9 +65,12 @@ class Trust:
         """Return class scores (B, N) whose softmax is calibrated, of a task with so many examples a label."""
         return logits / float(np.exp(np.dot(self.temperature, _shape(shots, logits.shape[-1]))))
 
-    def scores(self, calibrated: Tensor) -> Tensor:
-        """Return how sure it is that texts are in scope (B,), of calibrated class scores."""
-        return SCORES[self.score](calibrated)
+    def scores(self, calibrated: Tensor, nearness: Tensor | None) -> Tensor:
+        """Return how sure it is that texts are in scope (B,), of calibrated class scores and the algorithm's nearness."""
+        if self.score != NEARNESS:
+            return SCORES[self.score](calibrated)
+        assert nearness is not None
+        return nearness
 
     def least(self, shots: float, ways: int) -> float:
         """Return the threshold: a text with a lower score is out of scope."""
@@ -79,12 +83,24 @@ def _shape(shots: float, ways: int) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class _Answers:
-    """What an adapted episode says of texts in and out of its scope: class scores (B, N), right labels (B,), and its shots."""
+    """What an adapted episode says of texts in and out of its scope: class scores (B, N), right labels (B,), its shots, and how
+    near the texts are (B,), where the algorithm says.
+    """
 
     inside: Tensor
     labels: Tensor
     outside: Tensor
     shots: float
+    near: tuple[Tensor, Tensor] | None = None
+
+    def scored(self, trust: Trust, score: str) -> tuple[Tensor, Tensor]:
+        """Return the scores of the texts in and out of scope."""
+        trust, near = replace(trust, score=score), self.near or (None, None)
+        inside, outside = (
+            trust.scores(trust.calibrated(logits, self.shots), one)
+            for logits, one in zip((self.inside, self.outside), near, strict=True)
+        )
+        return inside, outside
 
 
 def fit_trust(learner: Learner, algorithm: Algorithm, tasks: Sequence[Task], episodes: int) -> Trust | None:
@@ -105,10 +121,10 @@ def fit_trust(learner: Learner, algorithm: Algorithm, tasks: Sequence[Task], epi
     drawn = drawn[:: max(1, len(drawn) // episodes)]
     answers = _answers(learner, algorithm, drawn)
     temperature = _fit_temperature(answers)
-    calibrated = Trust(temperature)
-    scored = [(calibrated.calibrated(a.inside, a.shots), calibrated.calibrated(a.outside, a.shots)) for a in answers]
-    score = max(SCORES, key=lambda name: _auroc(SCORES[name], scored))
-    return Trust(temperature, score, _fit_threshold(answers, [SCORES[score](inside) for inside, _ in scored]))
+    names = [*SCORES, *([NEARNESS] if answers[0].near is not None else [])]
+    scored = {name: [answer.scored(Trust(temperature), name) for answer in answers] for name in names}
+    score = max(names, key=lambda name: _auroc(scored[name]))
+    return Trust(temperature, score, _fit_threshold(answers, [inside for inside, _ in scored[score]]))
 
 
 def _shapes(tasks: Sequence[Task]) -> list[EpisodeSpec]:
@@ -149,10 +165,11 @@ def _answers(learner: Learner, algorithm: Algorithm, drawn: Sequence[tuple[Episo
     encoded = map(quiet.encode, joined) if algorithm.moves_backbone else encode_once(quiet, joined)
     answers = []
     for (episode, _), both in zip(drawn, encoded, strict=True):
-        logits = algorithm.logits(quiet, algorithm.adapt(quiet, both.support), both.query).double().cpu()
-        inside = len(episode.query)
-        shots = len(episode.support) / episode.ways
-        answers.append(_Answers(logits[:inside], both.query.labels[:inside], logits[inside:], shots))
+        adapted, inside, shots = algorithm.adapt(quiet, both.support), len(episode.query), len(episode.support) / episode.ways
+        logits = algorithm.logits(quiet, adapted, both.query).double().cpu()
+        near = algorithm.nearness(quiet, adapted, both.query)
+        parts = None if near is None else (near[:inside].double().cpu(), near[inside:].double().cpu())
+        answers.append(_Answers(logits[:inside], both.query.labels[:inside].cpu(), logits[inside:], shots, parts))
     return answers
 
 
@@ -183,12 +200,12 @@ def _fit_threshold(answers: Sequence[_Answers], scores: Sequence[Tensor]) -> tup
     return float(fitted.intercept_), float(fitted.coef_[0]), float(fitted.coef_[1])
 
 
-def _auroc(score: Callable[[Tensor], Tensor], scored: Sequence[tuple[Tensor, Tensor]]) -> float:
+def _auroc(scored: Sequence[tuple[Tensor, Tensor]]) -> float:
     """Return the mean over episodes: a score need not compare between tasks."""
     return float(
         np.mean(
             [
-                roc_auc_score([1] * len(inside) + [0] * len(outside), torch.cat([score(inside), score(outside)]).numpy())
+                roc_auc_score([1] * len(inside) + [0] * len(outside), torch.cat([inside, outside]).numpy())
                 for inside, outside in scored
             ]
         )
