@@ -18,6 +18,7 @@ from typing import Any
 
 from protocols.draws import TEST_HALF, VERTICALS, drawn
 from protocols.recipe import trained, trained_on_others
+from protocols.tables import fill
 
 from kshot import api
 from kshot.files import write_json
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=None, help="where to keep the runs; a temporary folder by default")
     parser.add_argument("--episodes", type=int, default=300)
+    parser.add_argument("--docs", nargs="+", type=Path, default=[], help="documents whose table is written anew")
     parser.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args()
     runs, rows = asked.runs or Path(tempfile.mkdtemp()), list[dict[str, Any]]()
@@ -57,6 +59,8 @@ def main() -> None:
     versions = {library: version(library) for library in ("kshot", "torch", "transformers", "scikit-learn")}
     write_json(asked.json, {"schema": 1, "date": datetime.now(UTC).date().isoformat(), "versions": versions, "rows": rows})
     print(table(rows))
+    for path in asked.docs:
+        path.write_text(fill(path.read_text(encoding="utf-8"), {"heads": table(rows)}), encoding="utf-8")
 
 
 def compare(run: Run, episodes: list[Episode], same: dict[str, Any]) -> list[dict[str, Any]]:

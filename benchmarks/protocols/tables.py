@@ -85,8 +85,8 @@ def targets_table(rows: Rows) -> str:
 def fill(document: str, tables: dict[str, str]) -> str:
     """Return a document with each table between ``<!-- its name -->`` and ``<!-- end -->`` replaced."""
     for name, table in tables.items():
-        between = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        document = between.sub(lambda found, table=table: found[1] + table + found[2], document)
+        between = re.compile(rf"(<!-- {name} -->)\n.*?(<!-- end -->)", re.DOTALL)
+        document = between.sub(lambda found, table=table: f"{found[1]}\n{table}\n{found[2]}", document)
     return document
 
 
