@@ -91,18 +91,24 @@ def fill(document: str, tables: dict[str, str]) -> str:
 
 
 def draws_table(value: dict[str, Any], protocol: str) -> str:
-    """Return the table of a protocol: a line a data set and number of shots, a column a method, and kshot over the best one."""
+    """Return the table of a protocol: a line a data set and number of shots, a column a method, and kshot over the best one.
+
+    A method that was measured on the first draws alone has kshot's paired difference beside it, and no part in the last column.
+    """
     rows, paired = ([row for row in value[part] if row["protocol"] == protocol] for part in ("rows", "paired"))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    others = [name for name in methods if not name.startswith("kshot")]
     lines = [f"| {protocol} | {' | '.join(methods)} | kshot over the best |", "|---" * (len(methods) + 2) + "|"]
     for key in dict.fromkeys((row["dataset"], row["ways"], row["shots"]) for row in rows):
-        cells = {row["method"]: row for row in rows if (row["dataset"], row["ways"], row["shots"]) == key}
-        best = max((name for name in others if name in cells), key=lambda name: cells[name]["accuracy"])
-        difference = next(r for r in paired if (r["dataset"], r["ways"], r["shots"], r["baseline"]) == (*key, best))
-        shown = [_percent(cells[name]) if name in cells else "-" for name in methods]
-        title = f"{key[0]}, {key[1]} labels, {key[2]:g} shots"
-        lines.append(f"| {title} | {' | '.join(shown)} | {_points(difference)} ({best}) |")
+        own = {row["method"]: row for row in rows if (row["dataset"], row["ways"], row["shots"]) == key}
+        over = {row["baseline"]: row for row in paired if (row["dataset"], row["ways"], row["shots"]) == key}
+        draws = own["kshot"]["draws"]
+        cells = {name: _percent(row) for name, row in own.items()}
+        for name, row in own.items():
+            if row["draws"] < draws:
+                cells[name] = f"{100 * row['accuracy']:.1f} in {row['draws']} draws, kshot {_points(over[name])}"
+        best = max((name for name in over if own[name]["draws"] == draws), key=lambda name: float(own[name]["accuracy"]))
+        shown = [cells.get(name, "-") for name in methods]
+        lines.append(f"| {key[0]}, {key[1]} labels, {key[2]:g} shots | {' | '.join(shown)} | {_points(over[best])} ({best}) |")
     return "\n".join(lines)
 
 
