@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kshot.errors import KshotError
 
@@ -20,6 +21,14 @@ def kshot_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KSHOT_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def matmul_route() -> Iterator[None]:
+    """Leave no route of fp32 products to the next test: it is a setting of the process, which a training makes."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 def labelled(labels: Iterable[str], each: int = 4, prefix: str = "") -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from kshot.meta import ProtoNet
 from kshot.meta.lexical import term_vectors, vocabulary
 from kshot.meta.regression import class_scores, left_out_error, regression
 from kshot.models import Batch, EncodedEpisode
+from kshot.models.features import EncodedTexts
 from kshot.tasks import load_tasks
 from kshot.training import head as heads
 from kshot.training import load_run
@@ -149,8 +150,27 @@ def test_meta_training_is_by_prototypes_whatever_the_head():
 )
 def test_the_fewest_shots_from_which_on_regression_is_better_are_chosen(gains, chosen, monkeypatch):
     monkeypatch.setattr(heads, "_gain", lambda learner, algorithm, tasks, shots, *_: gains[shots])
+    monkeypatch.setattr(heads, "_scale", lambda *_: 3.0)
 
-    assert choose_head(random_learner(), ProtoNet(), (), 10) == chosen
+    scale = {"regression_scale": 3.0} if chosen["head"] == "regression" else {}
+    assert choose_head(random_learner(), ProtoNet(), (), 10) == chosen | scale
+
+
+def test_the_scale_of_the_regression_makes_its_answers_most_likely():
+    learner, tasks = tiny_learner(), load_tasks("bundled:en/law")
+    algorithm = replace(REGRESSION, regression_shots=1)
+    found = heads._scale(learner, algorithm, tasks, 4, EncodedTexts(learner))
+
+    def loss(scale: float) -> float:
+        scaled, terms = replace(algorithm, regression_scale=scale), list[float]()
+        for shots in (1, 2, 5, 10):
+            for drawn in heads._drawn(tasks, shots, 4):
+                for episode in EncodedTexts(learner).episodes(drawn):
+                    scores = scaled.logits(learner, scaled.adapt(learner, episode.support), episode.query)
+                    terms.append(float(torch.nn.functional.cross_entropy(scores, episode.query.labels, reduction="sum")))
+        return sum(terms)
+
+    assert loss(found) < min(loss(0.8 * found), loss(1.25 * found))
 
 
 def test_what_was_set_is_not_chosen_over():

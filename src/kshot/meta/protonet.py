@@ -50,6 +50,8 @@ class ProtoNet(Metric):
             shots for it, or ``chosen``: whichever labels more texts of meta-validation tasks rightly, which `kshot.api.train`
             finds out at the end (`kshot.training.head`); prototypes until then. Meta-training is by prototypes whatever it is.
         regression_shots: examples a label from which on the regression is taken; with fewer, prototypes.
+        regression_scale: what the regression's class scores are multiplied by, so that it is about as sure of itself as it is
+            right; where the head is chosen, so is this.
         lexical: whether the regression may also go by words and character n-grams, as far as leaving out one example after
             another shows that they help (`kshot.meta.regression`).
         finetune_steps: steps by which the encoder goes on learning on a support set when it adapts, by the loss of
@@ -75,6 +77,7 @@ class ProtoNet(Metric):
     leave_one_out: bool = False
     head: str = "chosen"
     regression_shots: int = 1
+    regression_scale: float = 1.0
     lexical: bool = True
     finetune_steps: int = 0
     finetune_lr: float = 5e-5
@@ -84,7 +87,8 @@ class ProtoNet(Metric):
         super().__post_init__()
         require_known("metric", self.metric, METRICS)
         require_known("head", self.head, HEADS)
-        require_positive("regression_shots", self.regression_shots)
+        for name in ("regression_shots", "regression_scale"):
+            require_positive(name, getattr(self, name))
         asked = {name: getattr(self, name) for name in ("leave_one_out", "finetune_steps")} | {
             "head: regression": self.head == "regression"
         }
@@ -125,7 +129,7 @@ class ProtoNet(Metric):
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
         z = self._embed(_moved(learner, adapted), query)
         if WEIGHT in adapted:
-            return class_scores(z, query, adapted)
+            return self.regression_scale * class_scores(z, query, adapted)
         c = adapted["prototypes"]
         if self.metric == "cosine":
             return self.inverse_temperature(learner) * z @ F.normalize(c, dim=-1).T
