@@ -137,7 +137,7 @@ def serve_alone(order: str) -> None:
     torch.set_num_threads(asked["threads"])
     step = build(asked["name"], Workload(**asked["workload"]), asked["precision"], asked["second"])
     baseline, seconds = _status_mb("VmRSS"), []
-    with _kept_memory() if asked.get("keeps", asked["name"].startswith(OURS)) else nullcontext():
+    with _kept_memory() if asked["keeps"] else nullcontext():
         for _ in range(asked["repeats"] + 1):  # the first is not timed
             begin = time.perf_counter()
             step()

@@ -23,6 +23,7 @@ from kshot.meta import Adapted
 from kshot.meta.algorithm import adapted_safely
 from kshot.tasks import Examples
 from kshot.training import Run, load_run
+from kshot.training.trust import NEARNESS
 
 ADAPTED_SCHEMA = 1
 CARD = "task.json"
@@ -137,7 +138,8 @@ class AdaptedTask:
         in_scope: list[bool | None] = [None] * len(texts)
         if (trust := self.run.trust) is not None:
             logits = trust.calibrated(logits, self._shots)
-            scores = trust.scores(logits, algorithm.nearness(learner, self.adapted, query))
+            near = algorithm.nearness(learner, self.adapted, query) if trust.score == NEARNESS else None
+            scores = trust.scores(logits, near)
             in_scope = (scores >= trust.least(self._shots, len(self.labels))).tolist()
         return logits, F.normalize(encoded.features, dim=-1), in_scope
 

@@ -57,14 +57,14 @@ def regression(z: Tensor, support: Batch, weights: Tensor, lexical: bool = True)
     if lexical and support.texts and np.bincount(y).min() > 1:  # one left out leaves its class an example
         terms, idf = vocabulary(support.texts)
         t = term_vectors(support.texts, terms, idf)
-        products = (t @ t.T).toarray()
+        nearness, overlap = x @ x.T, (t @ t.T).toarray()
         some = np.flatnonzero(y < max(2, support.ways * _MOST // len(y)))  # of a task with many labels, some tell as well
         part = np.ix_(some, some)
-        share = min(_SHARES, key=lambda share: left_out_error(_mixed(x @ x.T, products, share)[part], y[some]))
+        share = min(_SHARES, key=lambda share: left_out_error(_mixed(nearness, overlap, share)[part], y[some]))
     if not share:
         return _tensors(dict(zip((WEIGHT, BIAS), _fitted(x, y, w), strict=True)), z)
     # the same regression in the n coordinates that the examples span: there are more terms than examples
-    values, vectors = np.linalg.eigh(_mixed(x @ x.T, products, share))
+    values, vectors = np.linalg.eigh(_mixed(nearness, overlap, share))
     kept = values > 1e-9 * values.max()
     root = np.sqrt(values[kept])
     weight, bias = _fitted(vectors[:, kept] * root, y, w)
