@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/kshot demo --out demo --overwrite
 
 test: lint $(VENV)/.multilingual
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n logical -m "not slow"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

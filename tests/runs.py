@@ -25,9 +25,11 @@ CHINESE = {
     "物流": ["包裹到哪里了", "快递还没有送到", "物流信息不更新", "什么时候发货"],
     "发票": ["请给我开发票", "发票抬头写错了", "电子发票在哪里下载", "需要增值税发票"],
 }
-SMALL = {"episodes__ways": 3, "episodes__shots": 2, "episodes__queries": 2, "training__tasks_per_step": 1}
+SMALL = {"episodes__ways": 3, "episodes__shots": 2, "episodes__queries": 2}
+SMALL |= {"training__tasks_per_step": 1, "training__calibration_episodes": 8}
 SMALL_FLAGS = ("--backbone", "tiny", "--steps", "2", "--ways", "3", "--shots", "2", "--queries", "2")
 SMALL_FLAGS += ("--no-tensorboard", "--set", "training.validation_episodes=3")
+SMALL_FLAGS += ("--set", "training.calibration_episodes=8")
 
 
 def small_suite() -> TaskSuite:

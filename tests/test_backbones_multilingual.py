@@ -216,7 +216,13 @@ def test_a_tokenizer_of_another_kind_is_refused():
 def test_a_run_with_a_trimmed_vocabulary_is_saved_and_loaded(tmp_path):
     said: list[str] = []
     shape = {"episodes__ways": 2, "episodes__shots": 1, "episodes__queries": 1}
-    options = {"backbone__name": "tiny", "training__steps": 1, "training__validate_every": 0, **shape}
+    options = {
+        "backbone__name": "tiny",
+        "training__steps": 1,
+        "training__validate_every": 0,
+        "training__calibration_episodes": 4,
+        **shape,
+    }
 
     run = api.train(small_suite(), tmp_path / "run", tell=said.append, trim_vocabulary=True, **options)
 

@@ -246,7 +246,7 @@ def test_imaml_on_a_quadratic_is_its_closed_form():
 
 @pytest.mark.parametrize("adapts", ["head", "top-1-layers"])
 def test_imaml_is_the_derivative_where_the_inner_loop_arrived(adapts):
-    rates = {"inner_lr": 0.05, "head_lr": 0.2, "inner_steps": 400, "l2_to_start": 2.0}
+    rates = {"inner_lr": 0.05, "head_lr": 0.2, "inner_steps": 200, "l2_to_start": 2.0}
     algorithm = MAML(**rates, adapts=adapts, hypergradient="implicit", cg_steps=200)
     learner, episode = random_learner(), random_episode(counts=(1, 2, 1))
 

@@ -33,13 +33,12 @@ from transformers import (
 
 from kshot.errors import BackboneError, ConfigError
 from kshot.meta import MAML
-from kshot.models import Backbone, BackboneSpec, Batch, EncodedEpisode, load_backbone, new_learner
+from kshot.models import Backbone, BackboneSpec, Batch, EncodedEpisode, load_backbone, new_learner, precision
 from kshot.models.backbones import ALIASES, _Alias, locate
 from kshot.models.batch import join, pad
 from kshot.models.features import EncodedTexts, encode_once
 from kshot.models.learner import Learner
 from kshot.models.pooling import POOLINGS
-from kshot.models.precision import choose_matmul_route
 from kshot.models.select import select
 from kshot.models.tokens import token_store, tokenizer_fingerprint
 from kshot.tasks import EpisodeSampler, EpisodeSpec, load_tasks
@@ -748,9 +747,22 @@ def test_a_route_that_rounds_is_given_up(monkeypatch):
         return product(a, b)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
+    monkeypatch.setattr(precision, "_error_of_medium", precision._error_of_medium.__wrapped__)
     try:
-        said = choose_matmul_route.__wrapped__()
+        said = precision.choose_matmul_route()
         assert said.startswith("fp32 matrix products: default route (oneDNN would round to bf16 here, probed error ")
         assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_route_is_set_again_where_something_else_set_another():
+    """The probe's answer is kept; that the route is set is not."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        said, route = precision.choose_matmul_route(), torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest" if route == "medium" else "medium")
+        assert precision.choose_matmul_route() == said
+        assert torch.get_float32_matmul_precision() == route
     finally:
         torch.set_float32_matmul_precision(before)
