@@ -22,6 +22,7 @@ from protocols.tables import fill
 
 from kshot import api
 from kshot.files import write_json
+from kshot.models.features import EncodedTexts
 from kshot.statistics import mean
 from kshot.tasks import Episode, EpisodeSampler, EpisodeSpec
 from kshot.training import Run
@@ -65,8 +66,9 @@ def main() -> None:
 
 def compare(run: Run, episodes: list[Episode], same: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each head."""
+    texts = EncodedTexts(run.learner)
     accuracies = {
-        name: episode_accuracies(run.learner, replace(run.algorithm, **options), episodes)  # type: ignore[call-arg]
+        name: episode_accuracies(run.learner, replace(run.algorithm, **options), episodes, texts)  # type: ignore[call-arg]
         for name, options in HEADS.items()
     }
     base, rows = accuracies["prototypes"], []

@@ -27,6 +27,9 @@ from kshot.evaluation.map import embedding_map
 from kshot.evaluation.methods import Method, as_labels
 from kshot.evaluation.metrics import Confusions
 from kshot.evaluation.report import write_report
+from kshot.meta import ProtoNet
+from kshot.meta.transductive import transductive_logits
+from kshot.models import Batch
 from kshot.models.features import encode_once
 from kshot.statistics import mean
 from kshot.tasks import Episode, EpisodeSampler, EpisodeSpec, Examples, TaskSuite, load_tasks
@@ -429,3 +432,41 @@ def test_the_map_of_very_few_texts_is_finite(texts, tmp_path):
     made = embedding_map(task, tiny_learner(), tiny_learner())
     assert len(made["points"]) == len(texts)
     assert np.isfinite([point["before"] for point in made["points"]]).all()
+
+
+# --- queries seen together --------------------------------------------------------------------------------------------------
+
+
+def test_soft_k_means_moves_class_means_by_the_queries(one_thread):  # noqa: F811
+    algorithm, learner = ProtoNet(learn_scale=False, scale=1.0), tiny_learner()
+    generator = torch.Generator().manual_seed(1)
+    z, q = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=-1) for n in (6, 10))
+    support, query = Batch(torch.tensor([0, 1, 2] * 2), 3, features=z), Batch(torch.zeros(10, dtype=torch.long), 3, features=q)
+
+    found = transductive_logits(algorithm, learner, support, query)
+
+    means = torch.stack([z[c::3].sum(0) for c in range(3)])
+    p = (10 * q @ (means / means.norm(dim=-1, keepdim=True)).T).softmax(-1)
+    for _ in range(10):
+        moved = torch.stack([means[c] + sum(p[j, c] * q[j] for j in range(10)) for c in range(3)])
+        cosines = q @ (moved / moved.norm(dim=-1, keepdim=True)).T
+        p = (10 * cosines).softmax(-1)
+    torch.testing.assert_close(found, cosines)
+
+
+@needs_tiny
+def test_what_sees_the_queries_together_is_a_row_that_none_is_compared_with(tmp_path):
+    report = api.evaluate(loaded(), small_suite(), **{**QUICK, "baselines": ("prototype",)}, transductive=True)
+
+    rows = {row["method"] for row in report["rows"]}
+    assert rows == {"protonet (meta-trained)", "protonet (meta-trained), transductive", "frozen prototype"}
+    assert {pair["baseline"] for pair in report["paired"]} == {"frozen prototype"}
+    assert "transductive" in write_report(report, tmp_path / "report").read_text(encoding="utf-8")
+
+
+@needs_tiny
+def test_only_prototypes_can_see_the_queries_together():
+    assert refusal(lambda: api.evaluate(loaded("maml"), small_suite(), **QUICK, transductive=True), ConfigError) == (
+        "evaluation.transductive is asked of a run of maml. "
+        "It needs protonet with the metric cosine and without finetune_steps."
+    )

@@ -10,13 +10,14 @@ import torch
 from runs import SMALL, loaded, rows, small_suite
 from sklearn.linear_model import LogisticRegression, Ridge
 from tiny import random_batch, random_learner, same_bits, tiny_learner
+from torch.nn.functional import cross_entropy
 
 from kshot import api
 from kshot.deploy import adapt, load_adapted
 from kshot.errors import ConfigError
 from kshot.meta import ProtoNet
 from kshot.meta.lexical import term_vectors, vocabulary
-from kshot.meta.regression import class_scores, left_out_error, regression
+from kshot.meta.regression import _RIDGES, class_scores, left_out_errors, regression
 from kshot.models import Batch, EncodedEpisode
 from kshot.models.features import EncodedTexts
 from kshot.tasks import load_tasks
@@ -45,22 +46,48 @@ def test_it_is_logistic_regression_of_the_vectors(ways):
 
     found = class_scores(queries, batch(queries, [0] * 7), regression(z, support, weights)).softmax(-1)
 
-    expected = LogisticRegression(C=10.0, max_iter=1000).fit(z.numpy(), support.labels.numpy(), weights.numpy())
+    wrong = left_out_errors((z @ z.T).numpy(), support.labels.numpy(), 12, _RIDGES)
+    ridge = min(zip(wrong, _RIDGES, strict=True))[1]
+    expected = LogisticRegression(C=3 / ridge, max_iter=1000).fit(z.numpy(), support.labels.numpy(), weights.numpy())
     np.testing.assert_allclose(found.numpy(), expected.predict_proba(queries.numpy()), atol=1e-6)
 
 
-def test_the_closed_form_equals_leaving_each_example_out():
-    z, labels = vectors(9).numpy(), np.array([0, 1, 2] * 3)
+def test_one_example_a_class_cannot_be_left_out_and_gets_the_usual_penalty():
+    z, queries = vectors(3), vectors(7)
+
+    found = class_scores(queries, batch(queries, [0] * 7), regression(z, batch(z, [0, 1, 2]), torch.ones(3).double()))
+
+    expected = LogisticRegression(C=10.0, max_iter=1000).fit(z.numpy(), [0, 1, 2])
+    np.testing.assert_allclose(found.softmax(-1).numpy(), expected.predict_proba(queries.numpy()), atol=1e-6)
+
+
+@pytest.mark.parametrize("texts", [9, 6])
+def test_the_closed_form_equals_leaving_each_text_out(texts):
+    """Those behind the texts are names of labels, which stay."""
+    z, labels, ridges = vectors(9).numpy(), np.array([0, 1, 2] * 3), (0.1, 0.3, 1.0)
     y, errors = np.eye(3)[labels], []
     features = np.concatenate([z, np.ones((9, 1))], 1)
-    for ridge in (0.1, 0.3, 1.0):
+    for ridge in ridges:
         left = [
             Ridge(ridge, fit_intercept=False).fit(np.delete(features, i, 0), np.delete(y, i, 0)).predict(features[[i]])[0]
-            for i in range(9)
+            for i in range(texts)
         ]
-        errors.append(np.mean((y - np.array(left)) ** 2))
+        wrong = int((np.array(left).argmax(1) != labels[:texts]).sum())
+        errors.append((wrong, pytest.approx(np.mean((y[:texts] - np.array(left)) ** 2), rel=1e-9)))
 
-    assert left_out_error(z @ z.T, labels) == pytest.approx(min(errors), rel=1e-9)
+    assert left_out_errors(z @ z.T, labels, texts, ridges) == errors
+
+
+def test_a_head_is_held_back_where_the_labels_follow_the_vectors_less():
+    generator = torch.Generator().manual_seed(3)
+    centres = torch.nn.functional.normalize(torch.randn(3, 40, generator=generator, dtype=torch.float64), dim=-1)
+    labels, norms = [i % 3 for i in range(48)], []
+    for noise in (0.05, 0.5):
+        z = centres[labels] + noise * torch.randn(48, 40, generator=generator, dtype=torch.float64)
+        z = torch.nn.functional.normalize(z, dim=-1)
+        found = left_out_errors((z @ z.T).numpy(), np.array(labels), 48, _RIDGES)
+        norms.append(min(zip(found, _RIDGES, strict=True))[1])
+    assert norms[0] < norms[1]
 
 
 def said(verbs: bool, shots: int) -> tuple[tuple[str, ...], list[int], torch.Tensor]:
@@ -75,18 +102,16 @@ def said(verbs: bool, shots: int) -> tuple[tuple[str, ...], list[int], torch.Ten
     return tuple(texts), labels, torch.stack(z)
 
 
-def test_words_count_where_they_decide_and_not_where_the_vectors_do():
-    by_verb, by_vector = (
-        regression(z, batch(z, labels, texts), torch.ones(len(z), dtype=torch.float64))
-        for texts, labels, z in (said(True, 5), said(False, 5))
-    )
+@pytest.mark.parametrize("verbs", [True, False])
+def test_words_count_where_they_decide_and_do_no_harm_where_the_vectors_do(verbs):
+    texts, labels, z = said(verbs, 10)
+    old, new = ([i for i in range(len(z)) if (i % 10 >= 5) is late] for late in (False, True))
+    support, queries = (batch(z[part], [labels[i] for i in part], tuple(texts[i] for i in part)) for part in (old, new))
 
-    assert "regression.lexical" in by_verb
-    assert "regression.lexical" not in by_vector
-    texts, labels, z = said(True, 10)
-    new = [i for i in range(len(z)) if i % 10 >= 5]
-    queries = batch(z[new], [labels[i] for i in new], tuple(texts[i] for i in new))
-    assert float((class_scores(z[new], queries, by_verb).argmax(-1) == queries.labels).double().mean()) > 0.9
+    head = regression(z[old], support, torch.ones(len(old), dtype=torch.float64))
+
+    assert ("regression.lexical" in head) or not verbs
+    assert float((class_scores(z[new], queries, head).argmax(-1) == queries.labels).double().mean()) > 0.9
 
 
 def test_words_are_left_out_where_asked_and_where_a_class_has_one_example():
@@ -149,7 +174,7 @@ def test_meta_training_is_by_prototypes_whatever_the_head():
     ],
 )
 def test_the_fewest_shots_from_which_on_regression_is_better_are_chosen(gains, chosen, monkeypatch):
-    monkeypatch.setattr(heads, "_gain", lambda learner, algorithm, tasks, shots, *_: gains[shots])
+    monkeypatch.setattr(heads, "_measured", lambda learner, algorithm, tasks, shots, *_: (gains[shots], []))
     monkeypatch.setattr(heads, "_scale", lambda *_: 3.0)
 
     scale = {"regression_scale": 3.0} if chosen["head"] == "regression" else {}
@@ -157,20 +182,24 @@ def test_the_fewest_shots_from_which_on_regression_is_better_are_chosen(gains, c
 
 
 def test_the_scale_of_the_regression_makes_its_answers_most_likely():
-    learner, tasks = tiny_learner(), load_tasks("bundled:en/law")
-    algorithm = replace(REGRESSION, regression_shots=1)
-    found = heads._scale(learner, algorithm, tasks, 4, EncodedTexts(learner))
+    learner, tasks, texts = tiny_learner(), load_tasks("bundled:en/law"), EncodedTexts(tiny_learner())
+    gain, answers = heads._measured(learner, ProtoNet(), tasks, 5, 4, texts)
+    regressed, means = (ProtoNet(head=head) for head in ("regression", "prototypes"))
+    found, gains = heads._scale(answers), []
+    scaled = {factor: replace(regressed, regression_scale=factor * found) for factor in (0.8, 1.0, 1.25)}
+    losses = dict.fromkeys(scaled, 0.0)
+    for drawn in heads._drawn(tasks, 5, 4):
+        differences = []
+        for episode in texts.episodes(drawn):
+            scores = {a: a.logits(learner, a.adapt(learner, episode.support), episode.query) for a in (*scaled.values(), means)}
+            for factor, algorithm in scaled.items():
+                losses[factor] += float(cross_entropy(scores[algorithm], episode.query.labels, reduction="sum"))
+            right = {a: float((scores[a].argmax(-1) == episode.query.labels).double().mean()) for a in (scaled[1.0], means)}
+            differences.append(right[scaled[1.0]] - right[means])
+        gains.append(np.mean(differences))
 
-    def loss(scale: float) -> float:
-        scaled, terms = replace(algorithm, regression_scale=scale), list[float]()
-        for shots in (1, 2, 5, 10):
-            for drawn in heads._drawn(tasks, shots, 4):
-                for episode in EncodedTexts(learner).episodes(drawn):
-                    scores = scaled.logits(learner, scaled.adapt(learner, episode.support), episode.query)
-                    terms.append(float(torch.nn.functional.cross_entropy(scores, episode.query.labels, reduction="sum")))
-        return sum(terms)
-
-    assert loss(found) < min(loss(0.8 * found), loss(1.25 * found))
+    assert losses[1.0] < min(losses[0.8], losses[1.25])
+    assert gain == pytest.approx(np.mean(gains))
 
 
 def test_what_was_set_is_not_chosen_over():

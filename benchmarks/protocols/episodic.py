@@ -8,6 +8,7 @@ from typing import Any
 from kshot import api
 from kshot.tasks.label_names import label_texts
 from protocols.recipe import trained
+from protocols.tables import TRANSDUCTIVE
 
 INTENTS = ("banking77", "hwu64", "liu", "clinc150")
 NEWS = ("huffpost", "20news")
@@ -25,7 +26,13 @@ def measure(data: Path, dataset: str, fold: int, runs: Path, episodes: int | Non
             continue  # the labels are numbered: it would be the same training again
         run = trained(suite, runs / f"{dataset}-{fold}-{'named' if names else 'plain'}", label_names=names)
         report = api.evaluate(
-            run, suite, tell=print, episodes=episodes or EPISODES[dataset], slow_episodes=0, baselines=baselines
+            run,
+            suite,
+            tell=print,
+            episodes=episodes or EPISODES[dataset],
+            slow_episodes=0,
+            baselines=baselines,
+            transductive=name == OURS,
         )
         rows += [_row(dataset, fold, run.card["metrics"]["seconds"], row, name) for row in report["rows"]]
         rows += [
@@ -37,11 +44,12 @@ def measure(data: Path, dataset: str, fold: int, runs: Path, episodes: int | Non
 
 def _row(dataset: str, fold: int, seconds: float, row: dict[str, Any], name: str) -> dict[str, Any]:
     ours = row["method"].endswith("(meta-trained)")
+    own = {"(meta-trained)": name, "transductive": TRANSDUCTIVE}
     return {
         "dataset": dataset,
         "fold": fold,
         "protocol": "episodic",
-        "method": name if ours else row["method"],
+        "method": own.get(row["method"].split()[-1], row["method"]),
         **{key: row[key] for key in ("ways", "shots", "accuracy", "ci95", "episodes", "adapt_seconds_median")},
         **({"ece": row["ece"], "training_seconds": seconds} if ours else {}),
     }

@@ -45,6 +45,7 @@ EVALUATE = {
         "--baselines",
         "Of prototype, logistic, head, tfidf, full, setfit, also NAME+names; or none.",
     ),
+    "evaluation.transductive": ("--transductive", "true or false: measure also with an episode's queries seen together."),
     "evaluation.seed": ("--seed", "Seed of the episodes."),
     "device": ("--device", "cpu or cuda."),
 }

@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kshot.errors import ConfigError
+from kshot.meta import ProtoNet
 from kshot.meta.algorithm import adapted_safely
+from kshot.meta.transductive import transductive_logits
 from kshot.models import Batch, Learner
 from kshot.tasks import Episode
 from kshot.training import Run
@@ -65,6 +68,28 @@ class MetaTrained(Method):
             if trust is not None:
                 logits = trust.calibrated(logits, (len(support) - support.names) / support.ways)
             return np.asarray(logits.softmax(-1).cpu(), np.float64)
+
+        return predict
+
+
+class Transductive(MetaTrained):
+    """The run under evaluation, where it may see an episode's queries together (`kshot.meta.transductive`)."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        algorithm = run.algorithm
+        if not isinstance(algorithm, ProtoNet) or algorithm.metric != "cosine" or algorithm.moves_backbone:
+            raise ConfigError(
+                f"evaluation.transductive is asked of a run of {run.algorithm_name}.",
+                "It needs protonet with the metric cosine and without finetune_steps.",
+            )
+        self._algorithm = algorithm
+        self.name = f"{run.algorithm_name} (meta-trained), transductive"
+
+    def fit(self, episode: Episode, support: Batch) -> Predict:
+        @torch.no_grad()
+        def predict(episode: Episode, query: Batch) -> Labels:
+            return as_labels(transductive_logits(self._algorithm, self._run.learner, support, query).argmax(-1))
 
         return predict
 

@@ -13,7 +13,7 @@ from kshot.errors import ConfigError, listing
 from kshot.evaluation.baselines import new_baselines
 from kshot.evaluation.map import embedding_map
 from kshot.evaluation.measuring import Outcome, measure, pretrained_learner
-from kshot.evaluation.methods import MetaTrained, Method
+from kshot.evaluation.methods import MetaTrained, Method, Transductive
 from kshot.evaluation.metrics import calibration_error
 from kshot.models.features import EncodedTexts
 from kshot.statistics import Mean, mean
@@ -35,6 +35,8 @@ class EvaluationConfig:
         slow_episodes: how many, the first of the same ones, for methods that take seconds an episode; 0 leaves those out.
         baselines: which to compare with: prototype, logistic, head, tfidf, full, setfit; with ``+names`` behind it, a baseline
             has the labels' names as further examples.
+        transductive: whether to measure too what the run would say where it may see an episode's queries together; a row of
+            its own, which no other is compared with.
         seed: of the episodes.
     """
 
@@ -45,6 +47,7 @@ class EvaluationConfig:
     episodes: int = 600
     slow_episodes: int = 20
     baselines: tuple[str, ...] = ("prototype", "prototype+names", "logistic", "head", "tfidf", "full")
+    transductive: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,9 +88,8 @@ def evaluate(
     }
     warnings = _warnings(run, suite, config)
     pretrained = pretrained_learner(run, warnings)
-    methods: list[Method] = [MetaTrained(run)]
-    if pretrained is not None:
-        methods += new_baselines(config.baselines, pretrained)
+    baselines = [] if pretrained is None else new_baselines(config.baselines, pretrained)
+    methods: list[Method] = [MetaTrained(run), *([Transductive(run)] if config.transductive else []), *baselines]
     outcomes: dict[tuple[str, int], Outcome] = {}
     texts: dict[int, EncodedTexts] = {}
     for shots, episodes in streams.items():
@@ -121,7 +123,7 @@ def evaluate(
         "paired": [
             _paired(methods[0].name, method.name, shots, suite, config, outcomes)
             for shots in config.shots
-            for method in methods[1:]
+            for method in baselines
             if (method.name, shots) in outcomes
         ],
         "tasks": [

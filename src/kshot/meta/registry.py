@@ -53,7 +53,8 @@ ALGORITHMS: dict[str, Entry] = {
     "anil": Entry(MAML, {"adapts": "head"}),
     "boil": Entry(MAML, {"adapts": "body", "head_start": "learned"}),
     "protomaml": Entry(MAML, {"head_start": "prototypes"}),
-    "imaml": Entry(MAML, {"hypergradient": "implicit", "l2_to_start": 0.05, "inner_steps": 10}),
+    # a pull that ten steps come near to the end of, since the implicit gradient is that of an inner loop which has arrived
+    "imaml": Entry(MAML, {"hypergradient": "implicit", "l2_to_start": 0.2, "inner_steps": 10, "inner_lr": 0.1, "head_lr": 3.0}),
     "cavia": Entry(CAVIA),
     "reptile": Entry(Reptile),
 }

@@ -1,12 +1,13 @@
 """A linear head by logistic regression on the text vectors of a support set, and on the texts' own words where they help.
 
-How much the words count is chosen for each support set, by its leave-one-out error under ridge regression, which has a closed
-form: with K the n x n products of the examples' features (a constant among them) and Y their one-hot labels::
+How much the words count, and how strongly the head is held back, are chosen for each support set: those by which ridge
+regression labels most of its texts rightly, each left out once (ties by the squared error). That has a closed form: with K the
+n x n products of the examples' features (a constant among them) and Y their one-hot labels::
 
     C = (K + lambda I)^-1        y_i - (prediction of i without i) = [C Y]_i / C_ii
 
 Topics are told by their meaning, and there the words get no share; where single words decide (the verb of a learning
-objective), they get most of it.
+objective), they get most of it. Names of labels are learned from, and not left out: no query is like them.
 
 References:
     Tian, Wang, Krishnan, Tenenbaum, Isola 2020, "Rethinking Few-Shot Image Classification: a Good Embedding Is All You Need?",
@@ -18,6 +19,7 @@ References:
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -33,11 +35,12 @@ from kshot.models.batch import Batch
 
 WEIGHT, BIAS = "regression.weight", "regression.bias"
 _LEXICAL, _TERMS, _IDF = "regression.lexical", "regression.terms", "regression.idf"
-_STRENGTH = 10.0  # of the data against the penalty |W|^2 / 2, for features of unit length
 _STEPS = 1000
 _SHARES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the words, against 1 of the vectors
-_RIDGES = (0.1, 0.3, 1.0)
-_MOST = 600  # examples to choose the share on
+_RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+_USUAL_RIDGE = 0.3  # where a class has one example, and leaving it out leaves none
+_STRENGTH = 3.0  # of the data against the penalty |W|^2 / 2, times the ridge: that of the logistic regression which is alike
+_MOST = 600  # examples to choose on
 
 Matrix = npt.NDArray[np.float64]
 
@@ -53,21 +56,32 @@ def regression(z: Tensor, support: Batch, weights: Tensor, lexical: bool = True)
     """
     x, labels, w = (value.detach().cpu().double().numpy() for value in (z, support.labels, weights))
     y = labels.astype(np.int64)
-    share = 0.0
-    if lexical and support.texts and np.bincount(y).min() > 1:  # one left out leaves its class an example
-        terms, idf = vocabulary(support.texts)
-        t = term_vectors(support.texts, terms, idf)
-        nearness, overlap = x @ x.T, (t @ t.T).toarray()
+    share, ridge = 0.0, _USUAL_RIDGE
+    if np.bincount(y).min() > 1:
         some = np.flatnonzero(y < max(2, support.ways * _MOST // len(y)))  # of a task with many labels, some tell as well
+        texts = int((some < len(y) - support.names).sum())
+        near = x @ x.T
+        products = {0.0: near}
+        if lexical and support.texts:
+            terms, idf = vocabulary(support.texts)
+            t = term_vectors(support.texts, terms, idf)
+            overlap = (t @ t.T).toarray()
+            products = {share: (near + share * overlap) / (1 + share) for share in _SHARES}
         part = np.ix_(some, some)
-        share = min(_SHARES, key=lambda share: left_out_error(_mixed(nearness, overlap, share)[part], y[some]))
+        errors = {
+            (share, ridge): error
+            for share, k in products.items()
+            for ridge, error in zip(_RIDGES, left_out_errors(k[part], y[some], texts, _RIDGES), strict=True)
+        }
+        share, ridge = min(errors, key=lambda pair: errors[pair])
+    strength = _STRENGTH / ridge
     if not share:
-        return _tensors(dict(zip((WEIGHT, BIAS), _fitted(x, y, w), strict=True)), z)
+        return _tensors(dict(zip((WEIGHT, BIAS), _fitted(x, y, w, strength), strict=True)), z)
     # the same regression in the n coordinates that the examples span: there are more terms than examples
-    values, vectors = np.linalg.eigh(_mixed(nearness, overlap, share))
+    values, vectors = np.linalg.eigh(products[share])
     kept = values > 1e-9 * values.max()
     root = np.sqrt(values[kept])
-    weight, bias = _fitted(vectors[:, kept] * root, y, w)
+    weight, bias = _fitted(vectors[:, kept] * root, y, w, strength)
     dual = weight @ (vectors[:, kept] / root).T / (1 + share)
     head = {WEIGHT: dual @ x, BIAS: bias, _LEXICAL: share * (t.T @ dual.T).T}
     return _tensors(head, z) | {_TERMS: terms, _IDF: idf}
@@ -83,31 +97,34 @@ def class_scores(z: Tensor, query: Batch, adapted: Adapted) -> Tensor:
     return scores + torch.from_numpy(t @ adapted[_LEXICAL].cpu().double().numpy().T).to(scores)
 
 
-def left_out_error(products: Matrix, labels: npt.NDArray[np.int64]) -> float:
-    """Return the mean squared error of ridge regressions of the labels, each example left out once, at the best penalty.
+def left_out_errors(
+    products: Matrix, labels: npt.NDArray[np.int64], texts: int, ridges: Sequence[float]
+) -> list[tuple[int, float]]:
+    """Return how many texts ridge regressions label wrongly, each text left out once, and their mean squared error.
 
     Args:
         products: inner products of the examples (n, n), each about 1 with itself.
         labels: their classes (n,).
+        texts: how many of the first are left out in turn; those behind them never are.
+        ridges: the penalties, a result for each.
     """
     y, constant = np.eye(labels.max() + 1)[labels], 1.0
-    errors = []
-    for ridge in _RIDGES:
-        inverse = np.linalg.inv(products + constant + ridge * np.eye(len(y)))
-        errors.append(float(np.mean((inverse @ y / np.diag(inverse)[:, None]) ** 2)))
-    return min(errors)
+    values, vectors = np.linalg.eigh(products + constant)
+    rotated, errors = vectors.T @ y, list[tuple[int, float]]()
+    for ridge in ridges:
+        scaled = vectors / (values + ridge)
+        residuals = ((scaled @ rotated) / (scaled * vectors).sum(1, keepdims=True))[:texts]
+        wrong = (y[:texts] - residuals).argmax(1) != labels[:texts]
+        errors.append((int(wrong.sum()), float(np.mean(residuals**2))))
+    return errors
 
 
-def _mixed(vectors: Matrix, words: Matrix, share: float) -> Matrix:
-    return (vectors + share * words) / (1 + share)
-
-
-def _fitted(x: Matrix, y: npt.NDArray[np.int64], w: Matrix) -> tuple[Matrix, Matrix]:
+def _fitted(x: Matrix, y: npt.NDArray[np.int64], w: Matrix, strength: float) -> tuple[Matrix, Matrix]:
     from sklearn.linear_model import LogisticRegression
 
     with _pools().limit(limits=1), warnings.catch_warnings():  # so few examples: threads would only wait for each other
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")  # as it is at one shot
-        fitted: Any = LogisticRegression(C=_STRENGTH, max_iter=_STEPS).fit(x, y, w)
+        fitted: Any = LogisticRegression(C=strength, max_iter=_STEPS).fit(x, y, w)
     if len(fitted.classes_) > 2:
         return fitted.coef_, fitted.intercept_
     return np.concatenate([0 * fitted.coef_, fitted.coef_]), np.concatenate([0 * fitted.intercept_, fitted.intercept_])

@@ -22,7 +22,9 @@ from kshot.models.features import EncodedTexts
 from kshot.statistics import mean
 from kshot.tasks import Episode, EpisodeSampler, EpisodeSpec, Task
 from kshot.tasks.episodes import usable_counts
-from kshot.training.validation import episode_accuracies
+
+Answers = list[tuple[Tensor, Tensor]]
+"""Class scores (B, N) and labels (B,) of an episode's query set, for each episode."""
 
 CHOSEN = "chosen"
 _SHOTS = (1, 2, 5, 10)
@@ -47,44 +49,44 @@ def choose_head(learner: Learner, algorithm: Algorithm, tasks: Sequence[Task], e
     """
     if getattr(algorithm, "head", None) != CHOSEN or getattr(algorithm, "metric", None) != "cosine":
         return {}
-    least, texts = None, EncodedTexts(learner)
+    least, texts, measured = None, EncodedTexts(learner), dict[int, Answers]()
     for shots in _SHOTS:
-        gain = _gain(learner, algorithm, tasks, shots, episodes, texts)
+        gain, measured[shots] = _measured(learner, algorithm, tasks, shots, episodes, texts)
         if gain is not None:
             least = (least or shots) if gain > 0 else None
     if least is None:
         return {"head": "prototypes"}
-    chosen = {"head": "regression", "regression_shots": least}
-    fitted: Any = algorithm  # a dataclass
-    return chosen | {"regression_scale": _scale(learner, replace(fitted, **chosen), tasks, episodes, texts)}
-
-
-def _gain(
-    learner: Learner, algorithm: Any, tasks: Sequence[Task], shots: int, episodes: int, texts: EncodedTexts
-) -> float | None:
-    """Return how much more accurate regression is than prototypes on average; None where no task has texts enough."""
-    gains: list[float] = []
-    heads = [replace(algorithm, head=head, regression_shots=1) for head in ("regression", "prototypes")]
-    for drawn in _drawn(tasks, shots, episodes):
-        fitted, means = (episode_accuracies(learner, each, drawn, texts) for each in heads)
-        gains.append(mean([a - b for a, b in zip(fitted, means, strict=True)]).value)
-    return sum(gains) / len(gains) if gains else None
+    answers = [answer for shots, answers in measured.items() if shots >= least for answer in answers]
+    return {"head": "regression", "regression_shots": least, "regression_scale": _scale(answers)}
 
 
 @torch.no_grad()
-def _scale(learner: Learner, algorithm: Algorithm, tasks: Sequence[Task], episodes: int, texts: EncodedTexts) -> float:
-    """Return the scale at which the regression's answers are most likely, over the numbers of shots that it is taken at."""
-    scores, labels = list[Tensor](), list[Tensor]()
-    for shots in (shots for shots in _SHOTS if shots >= getattr(algorithm, "regression_shots", 1)):
-        for drawn in _drawn(tasks, shots, episodes):
-            for episode in texts.episodes(drawn):
-                adapted = algorithm.adapt(learner, episode.support)
-                scores.append(algorithm.logits(learner, adapted, episode.query).double().cpu())
-                labels.append(episode.query.labels.cpu())
+def _measured(
+    learner: Learner, algorithm: Any, tasks: Sequence[Task], shots: int, episodes: int, texts: EncodedTexts
+) -> tuple[float | None, Answers]:
+    """Return how much more accurate regression is than prototypes on average, None where no task has texts enough, and its
+    class scores with the labels."""
+    gains, answers = list[float](), Answers()
+    both = replace(algorithm, head="regression", regression_shots=1)
+    for drawn in _drawn(tasks, shots, episodes):
+        gained = list[float]()
+        for episode in texts.episodes(drawn):
+            adapted, labels = both.adapt(learner, episode.support), episode.query.labels
+            fitted = both.logits(learner, adapted, episode.query)
+            means = both.logits(learner, {"prototypes": adapted["prototypes"]}, episode.query)
+            right, before = ((scores.argmax(-1) == labels).double().mean() for scores in (fitted, means))
+            gained.append(float(right - before))
+            answers.append((fitted.double().cpu(), labels.cpu()))
+        gains.append(mean(gained).value)
+    return (sum(gains) / len(gains) if gains else None), answers
+
+
+def _scale(answers: Answers) -> float:
+    """Return the scale at which the regression's answers, class scores with the labels, are most likely."""
 
     def loss(log_scale: float) -> float:
-        terms = [cross_entropy(np.exp(log_scale) * s, y, reduction="sum") for s, y in zip(scores, labels, strict=True)]
-        return float(sum(terms)) / sum(map(len, labels))
+        terms = [cross_entropy(np.exp(log_scale) * scores, labels, reduction="sum") for scores, labels in answers]
+        return float(sum(terms)) / sum(len(labels) for _, labels in answers)
 
     return round(float(np.exp(minimize_scalar(loss, bounds=(-3.0, 5.0), method="bounded").x)), 3)
 
