@@ -56,24 +56,13 @@ def regression(z: Tensor, support: Batch, weights: Tensor, lexical: bool = True)
     """
     x, labels, w = (value.detach().cpu().double().numpy() for value in (z, support.labels, weights))
     y = labels.astype(np.int64)
-    share, ridge = 0.0, _USUAL_RIDGE
-    if np.bincount(y).min() > 1:
-        some = np.flatnonzero(y < max(2, support.ways * _MOST // len(y)))  # of a task with many labels, some tell as well
-        texts = int((some < len(y) - support.names).sum())
-        near = x @ x.T
-        products = {0.0: near}
-        if lexical and support.texts:
-            terms, idf = vocabulary(support.texts)
-            t = term_vectors(support.texts, terms, idf)
-            overlap = (t @ t.T).toarray()
-            products = {share: (near + share * overlap) / (1 + share) for share in _SHARES}
-        part = np.ix_(some, some)
-        errors = {
-            (share, ridge): error
-            for share, k in products.items()
-            for ridge, error in zip(_RIDGES, left_out_errors(k[part], y[some], texts, _RIDGES), strict=True)
-        }
-        share, ridge = min(errors, key=lambda pair: errors[pair])
+    products = {0.0: x @ x.T}
+    if lexical and support.texts and np.bincount(y).min() > 1:
+        terms, idf = vocabulary(support.texts)
+        t = term_vectors(support.texts, terms, idf)
+        near, overlap = products[0.0], (t @ t.T).toarray()
+        products = {share: (near + share * overlap) / (1 + share) for share in _SHARES}
+    share, ridge = _chosen(products, y, support)
     strength = _STRENGTH / ridge
     if not share:
         return _tensors(dict(zip((WEIGHT, BIAS), _fitted(x, y, w, strength), strict=True)), z)
@@ -95,6 +84,19 @@ def class_scores(z: Tensor, query: Batch, adapted: Adapted) -> Tensor:
     assert query.texts
     t = term_vectors(query.texts, adapted[_TERMS], adapted[_IDF])
     return scores + torch.from_numpy(t @ adapted[_LEXICAL].cpu().double().numpy().T).to(scores)
+
+
+def _chosen(products: dict[float, Matrix], y: npt.NDArray[np.int64], support: Batch) -> tuple[float, float]:
+    """Return the share, of those that there are products for, and the ridge with the fewest errors."""
+    if np.bincount(y).min() < 2:
+        return 0.0, _USUAL_RIDGE
+    some = np.flatnonzero(y < max(2, support.ways * _MOST // len(y)))  # of a task with many labels, some tell as well
+    texts = int((some < len(y) - support.names).sum())
+    errors: dict[tuple[float, float], tuple[int, float]] = {}
+    for share, k in products.items():
+        found = left_out_errors(k[np.ix_(some, some)], y[some], texts, _RIDGES)
+        errors |= {(share, ridge): error for ridge, error in zip(_RIDGES, found, strict=True)}
+    return min(errors, key=lambda pair: errors[pair])
 
 
 def left_out_errors(
