@@ -204,6 +204,22 @@ def test_the_scale_of_the_regression_makes_its_answers_most_likely():
     assert gain == pytest.approx(np.mean(gains))
 
 
+def test_an_encoder_that_is_fine_tuned_is_so_while_the_head_is_chosen(monkeypatch):
+    learner, tasks = tiny_learner(), load_tasks("bundled:en/law")
+    moved = list[bool]()
+    plain = ProtoNet.logits
+
+    def logits(self, learner, adapted, query):
+        moved.append(any(name in learner.params for name in adapted))
+        return plain(self, learner, adapted, query)
+
+    monkeypatch.setattr(ProtoNet, "logits", logits)
+    heads._measured(learner, ProtoNet(finetune_steps=1, finetune_shots=2), tasks, 2, 1, EncodedTexts(learner))
+
+    assert moved
+    assert all(moved)  # for prototypes as for regression
+
+
 def test_what_was_set_is_not_chosen_over():
     for algorithm in (ProtoNet(head="prototypes"), REGRESSION, ProtoNet(metric="euclidean")):
         assert choose_head(random_learner(), algorithm, (), 10) == {}

@@ -47,8 +47,9 @@ class ProtoNet(Metric):
         leave_one_out: meta-train on support and query set together, each text being classified by class means that it is left
             out of: every text that is encoded teaches twice, as a query and as a support example.
         head: what labels a text: ``prototypes``, a logistic ``regression`` on the meta-trained vectors where a task has the
-            shots for it, or ``chosen``: whichever labels more texts of meta-validation tasks rightly, which `kshot.api.train`
-            finds out at the end (`kshot.training.head`); prototypes until then. Meta-training is by prototypes whatever it is.
+            shots for it, or ``chosen``: the regression where it is not clearly worse on meta-validation tasks, which
+            `kshot.api.train` finds out at the end (`kshot.training.head`); prototypes until then. Meta-training is by
+            prototypes whatever it is.
         regression_shots: examples a label from which on the regression is taken; with fewer, prototypes.
         regression_scale: what the regression's class scores are multiplied by, so that it is about as sure of itself as it is
             right; where the head is chosen, so is this.

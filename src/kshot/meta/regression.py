@@ -33,6 +33,7 @@ from kshot.meta.algorithm import Adapted
 from kshot.meta.lexical import term_vectors, vocabulary
 from kshot.models.batch import Batch
 
+REGRESSION = "regression."  # what the names of all that the head adapts begin with
 WEIGHT, BIAS = "regression.weight", "regression.bias"
 _LEXICAL, _TERMS, _IDF = "regression.lexical", "regression.terms", "regression.idf"
 _STEPS = 1000
@@ -56,13 +57,13 @@ def regression(z: Tensor, support: Batch, weights: Tensor, lexical: bool = True)
     """
     x, labels, w = (value.detach().cpu().double().numpy() for value in (z, support.labels, weights))
     y = labels.astype(np.int64)
-    products = {0.0: x @ x.T}
-    if lexical and support.texts and np.bincount(y).min() > 1:
+    products, several = {0.0: x @ x.T}, np.bincount(y).min() > 1  # so that one left out leaves its class an example
+    if lexical and support.texts and several:
         terms, idf = vocabulary(support.texts)
         t = term_vectors(support.texts, terms, idf)
         near, overlap = products[0.0], (t @ t.T).toarray()
         products = {share: (near + share * overlap) / (1 + share) for share in _SHARES}
-    share, ridge = _chosen(products, y, support)
+    share, ridge = _chosen(products, y, support) if several else (0.0, _USUAL_RIDGE)
     strength = _STRENGTH / ridge
     if not share:
         return _tensors(dict(zip((WEIGHT, BIAS), _fitted(x, y, w, strength), strict=True)), z)
@@ -88,8 +89,6 @@ def class_scores(z: Tensor, query: Batch, adapted: Adapted) -> Tensor:
 
 def _chosen(products: dict[float, Matrix], y: npt.NDArray[np.int64], support: Batch) -> tuple[float, float]:
     """Return the share, of those that there are products for, and the ridge with the fewest errors."""
-    if np.bincount(y).min() < 2:
-        return 0.0, _USUAL_RIDGE
     some = np.flatnonzero(y < max(2, support.ways * _MOST // len(y)))  # of a task with many labels, some tell as well
     texts = int((some < len(y) - support.names).sum())
     errors: dict[tuple[float, float], tuple[int, float]] = {}

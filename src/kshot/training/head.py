@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kshot.meta import Algorithm
+from kshot.meta.regression import REGRESSION
 from kshot.models import Learner
 from kshot.models.features import EncodedTexts
 from kshot.statistics import mean
@@ -74,10 +75,11 @@ def _measured(
     both = replace(algorithm, head="regression", regression_shots=1)
     for drawn in _drawn(tasks, shots, episodes):
         gained = list[float]()
-        for episode in texts.episodes(drawn):
+        for episode in map(learner.encode, drawn) if both.moves_backbone else texts.episodes(drawn):
             adapted, labels = both.adapt(learner, episode.support), episode.query.labels
             fitted = both.logits(learner, adapted, episode.query)
-            means = both.logits(learner, {"prototypes": adapted["prototypes"]}, episode.query)
+            without = {name: value for name, value in adapted.items() if not name.startswith(REGRESSION)}
+            means = both.logits(learner, without, episode.query)
             right, before = ((scores.argmax(-1) == labels).double().mean() for scores in (fitted, means))
             gained.append(float(right - before))
             answers.append((fitted.double().cpu(), labels.cpu()))
