@@ -47,8 +47,9 @@ def test_it_is_logistic_regression_of_the_vectors(ways):
 
     found = class_scores(queries, batch(queries, [0] * 7), regression(z, support, weights)).softmax(-1)
 
-    wrong = left_out_errors((z @ z.T).numpy(), support.labels.numpy(), 12, _RIDGES)
-    ridge = min(zip(wrong, _RIDGES, strict=True))[1]
+    errors = [wrong for wrong, _ in left_out_errors((z @ z.T).numpy(), support.labels.numpy(), 12, _RIDGES)]
+    most = min(errors) + (min(errors) * (1 - min(errors) / 12)) ** 0.5  # within one standard error of the fewest
+    ridge = max(ridge for ridge, wrong in zip(_RIDGES, errors, strict=True) if wrong <= most)
     expected = LogisticRegression(C=3 / ridge, max_iter=1000).fit(z.numpy(), support.labels.numpy(), weights.numpy())
     np.testing.assert_allclose(found.numpy(), expected.predict_proba(queries.numpy()), atol=1e-6)
 

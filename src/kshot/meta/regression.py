@@ -1,8 +1,10 @@
 """A linear head by logistic regression on the text vectors of a support set, and on the texts' own words where they help.
 
-How much the words count, and how strongly the head is held back, are chosen for each support set: those by which ridge
-regression labels most of its texts rightly, each left out once (ties by the squared error). That has a closed form: with K the
-n x n products of the examples' features (a constant among them) and Y their one-hot labels::
+How much the words count, and how strongly the head is held back, are chosen for each support set by leaving out one text after
+another from ridge regressions: the words get the share of the least squared error, and the head is held back as strongly as
+goes without clearly more texts labelled wrongly (the one-standard-error rule), since few examples tell penalties apart badly
+and a weak one is where they mislead. Leaving out has a closed form: with K the n x n products of the examples' features (a
+constant among them) and Y their one-hot labels::
 
     C = (K + lambda I)^-1        y_i - (prediction of i without i) = [C Y]_i / C_ii
 
@@ -14,6 +16,7 @@ References:
     arXiv:2003.11539 (logistic regression on vectors of unit length).
     Allen 1974, "The relationship between variable selection and data augmentation and a method for prediction",
     Technometrics 16 (the closed form, PRESS).
+    Breiman, Friedman, Olshen, Stone 1984, "Classification and Regression Trees", section 3.4.3 (the one-standard-error rule).
 """
 
 from __future__ import annotations
@@ -88,14 +91,14 @@ def class_scores(z: Tensor, query: Batch, adapted: Adapted) -> Tensor:
 
 
 def _chosen(products: dict[float, Matrix], y: npt.NDArray[np.int64], support: Batch) -> tuple[float, float]:
-    """Return the share, of those that there are products for, and the ridge with the fewest errors."""
+    """Return the share, of those that there are products for, and the ridge."""
     some = np.flatnonzero(y < max(2, support.ways * _MOST // len(y)))  # of a task with many labels, some tell as well
     texts = int((some < len(y) - support.names).sum())
-    errors: dict[tuple[float, float], tuple[int, float]] = {}
-    for share, k in products.items():
-        found = left_out_errors(k[np.ix_(some, some)], y[some], texts, _RIDGES)
-        errors |= {(share, ridge): error for ridge, error in zip(_RIDGES, found, strict=True)}
-    return min(errors, key=lambda pair: errors[pair])
+    errors = {share: left_out_errors(k[np.ix_(some, some)], y[some], texts, _RIDGES) for share, k in products.items()}
+    share = min(errors, key=lambda one: min(squared for _, squared in errors[one]))
+    fewest = min(wrong for wrong, _ in errors[share])
+    most = fewest + (fewest * (1 - fewest / texts)) ** 0.5
+    return share, max(ridge for ridge, (wrong, _) in zip(_RIDGES, errors[share], strict=True) if wrong <= most)
 
 
 def left_out_errors(
