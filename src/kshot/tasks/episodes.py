@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,12 +29,14 @@ class Examples:
         labels: for each text the index of its label among the episode's labels.
         rows: for each text its row in the task's corpus; empty where the texts come from elsewhere.
         names: how many of the texts, the last ones, are the labels' names; these have no row.
+        annotations: for each text what is to be learned of it, of the kinds where that is no label.
     """
 
     texts: tuple[str, ...]
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
     names: int = 0
+    annotations: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -45,7 +48,7 @@ class Examples:
             labels: the episode's labels.
         """
         names = label_texts(labels)
-        return Examples(self.texts + names, self.labels + tuple(range(len(names))), self.rows, len(names))
+        return Examples(self.texts + names, self.labels + tuple(range(len(names))), self.rows, len(names), self.annotations)
 
 
 @dataclass(frozen=True)
@@ -97,25 +100,26 @@ class EpisodeSpec:
 
     def __post_init__(self) -> None:
         for name, value, least in (("ways", self.ways, 2), ("shots", self.shots, 1)):
-            span = _span(value)
-            if len(span) != 2 or not least <= span[0] <= span[1]:
+            ends = span(value)
+            if len(ends) != 2 or not least <= ends[0] <= ends[1]:
                 raise ConfigError(f"{name} is {value}.", f"A number or a range (low, high) from {least} up is expected.")
         if self.queries < 1:
             raise ConfigError(f"queries is {self.queries}.", "At least 1 is expected.")
-        if self.imbalance and _span(self.shots)[0] == _span(self.shots)[1]:
+        if self.imbalance and span(self.shots)[0] == span(self.shots)[1]:
             raise ConfigError(f"imbalance is asked with shots {self.shots}.", "A range of shots is expected, such as (1, 10).")
 
     def __str__(self) -> str:
-        ways, shots = (_range(span) for span in (self.ways, self.shots))
+        ways, shots = (_range(value) for value in (self.ways, self.shots))
         return f"{ways}-way {shots}-shot, {self.queries} queries a label"
 
 
-def _span(value: int | tuple[int, int]) -> tuple[int, int]:
+def span(value: int | tuple[int, int]) -> tuple[int, int]:
+    """Return a number or a range as its ends."""
     return (value, value) if isinstance(value, int) else value
 
 
 def _range(value: int | tuple[int, int]) -> str:
-    low, high = _span(value)
+    low, high = span(value)
     return str(low) if low == high else f"{low}-{high}"
 
 
@@ -153,18 +157,47 @@ def usable_counts(task: Task) -> dict[str, int]:
     return dict(zip(task.labels, _Pool.of(task).counts.tolist(), strict=True)) if task.labels else {}
 
 
-class EpisodeSampler(Sequence[Episode]):
+class Sampler(Sequence[Episode], ABC):
     """An endless, random-access stream of episodes: ``sampler[i]`` depends on nothing but the tasks, the seed and ``i``.
 
     So any number of workers that divide the indices among themselves draw the same episodes, and a resumed training goes on
     with exactly those that the uninterrupted one would have seen. It is a map-style data set for ``torch.utils.data``.
 
     Args:
-        tasks: the tasks to draw from, each with equal probability. No text occurs twice in an episode, and a text that stands
-            under several labels of its task, and so has no right answer, occurs in none.
         spec: the episodes' shape.
         seed: of the stream.
         length: what ``len`` says; indices beyond it are not refused.
+    """
+
+    def __init__(self, spec: EpisodeSpec, seed: int = 0, length: int = 1_000_000) -> None:
+        if seed < 0:
+            raise ConfigError(f"The seed of episodes is {seed}.", "A number from 0 up is expected.")
+        self.spec, self.seed, self._length = spec, seed, length
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator) -> Episode:
+        """Draw an episode from a generator of its own."""
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        index = int(index) if index >= 0 else self._length + int(index)
+        return replace(self.draw(np.random.default_rng([self.seed, index])), seed=self.seed, index=index)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[index] for index in range(self._length))
+
+
+class EpisodeSampler(Sampler):
+    """Episodes of some labels of a task, with a few examples each; see `Sampler`.
+
+    Args:
+        tasks: the tasks to draw from, each with equal probability. No text occurs twice in an episode, and a text that stands
+            under several labels of its task, and so has no right answer, occurs in none.
+        spec, seed, length: see `Sampler`.
 
     Raises:
         DataError: no task has enough labels, or a label has fewer different texts than the shots and queries need.
@@ -177,15 +210,13 @@ class EpisodeSampler(Sequence[Episode]):
     """
 
     def __init__(self, tasks: Sequence[Task], spec: EpisodeSpec, seed: int = 0, length: int = 1_000_000) -> None:
-        if seed < 0:
-            raise ConfigError(f"The seed of episodes is {seed}.", "A number from 0 up is expected.")
-        self.spec, self.seed, self._length = spec, seed, length
+        super().__init__(spec, seed, length)
         self._pools = self._eligible(tasks)
         self.tasks = [pool.task for pool in self._pools]
 
     def _eligible(self, tasks: Sequence[Task]) -> list[_Pool]:
         """Keep the tasks with enough labels; refuse where a label is too small for the shots asked."""
-        ways, shots = _span(self.spec.ways)[0], _span(self.spec.shots)[0]
+        ways, shots = span(self.spec.ways)[0], span(self.spec.shots)[0]
         eligible = [_Pool.of(task) for task in tasks if len(task.labels) >= ways]
         if not eligible:
             most = max((len(task.labels) for task in tasks), default=0)
@@ -205,17 +236,10 @@ class EpisodeSampler(Sequence[Episode]):
                 )
         return eligible
 
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._length))]
-        index = int(index) if index >= 0 else self._length + int(index)
-        rng = np.random.default_rng([self.seed, index])
+    def draw(self, rng: np.random.Generator) -> Episode:
         pool = self._pools[int(rng.integers(len(self._pools)))]
         task = pool.task
-        low, high = _span(self.spec.ways)
+        low, high = span(self.spec.ways)
         ways = int(rng.integers(low, min(high, len(task.labels)) + 1))
         chosen = [int(label) for label in rng.permutation(len(task.labels))[:ways]]
         shots, queries = self._sizes(rng, pool.counts[chosen])
@@ -230,16 +254,11 @@ class EpisodeSampler(Sequence[Episode]):
             labels=tuple(task.labels[label] for label in chosen),
             support=_examples(task, support),
             query=_examples(task, query),
-            seed=self.seed,
-            index=index,
         )
-
-    def __iter__(self) -> Iterator[Episode]:
-        return (self[index] for index in range(self._length))
 
     def _sizes(self, rng: np.random.Generator, counts: Rows) -> tuple[list[int], int]:
         """Draw the shots of each label, and the queries a label, for labels with so many different texts."""
-        low, high = _span(self.spec.shots)
+        low, high = span(self.spec.shots)
         if not self.spec.imbalance:
             queries = self.spec.queries
             return [int(rng.integers(low, min(high, counts.min() - queries) + 1))] * len(counts), queries
@@ -279,7 +298,8 @@ def load_episodes(path: Path) -> list[Episode]:
                 if not newer:
                     for side in ("support", "query"):
                         texts, labels, rows = (tuple(value[side][key]) for key in ("texts", "labels", "rows"))
-                        value[side] = Examples(texts, labels, rows, int(value[side].get("names", 0)))
+                        annotations = tuple(value[side].get("annotations", ()))
+                        value[side] = Examples(texts, labels, rows, int(value[side].get("names", 0)), annotations)
                     episodes.append(Episode(**{**value, "labels": tuple(value["labels"])}))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}, line {number}: not an episode ({error}).", mend="Dump the episodes again.") from error

@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,33 +22,13 @@ import pyarrow as pa
 
 from kshot.errors import DataError, listing
 from kshot.files import atomic_folder, cache_folder
-from kshot.tasks.columns import Columns, find_columns, peek
+from kshot.tasks.columns import peek
 from kshot.tasks.corpus import Corpus, Group, text_hash
-from kshot.tasks.readers import Records, data_suffix, read_records, readable
+from kshot.tasks.readers import Record, Records, data_suffix, read_records, readable
+from kshot.tasks.schema import EmptyFieldError, ReadOptions, Roles, Row, Schema, WrongRowError
 
 _VERSION = 2  # raised whenever what a cached corpus holds changes
 _BATCH = 16_384
-MAX_TEXT_CHARACTERS = 200_000
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How labelled files are read.
-
-    Args:
-        text_column, label_column: the columns' names; None to find them by name.
-        task_column: a column that says to which task (domain) a row belongs.
-        mixed_labels: accept numbers and words side by side as labels.
-        skip_empty: pass over rows without a text or a label, and count them.
-        max_text_characters: a longer text is refused, since it is most often an unclosed quote.
-    """
-
-    text_column: str | None = None
-    label_column: str | None = None
-    task_column: str | None = None
-    mixed_labels: bool = False
-    skip_empty: bool = False
-    max_text_characters: int = MAX_TEXT_CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -69,9 +50,9 @@ class SourceFile:
     records: Callable[[], Records] | None = None
     fingerprint: str = ""
 
-    def read(self) -> Records:
+    def read(self, schema: Schema) -> Records:
         """Yield numbered records."""
-        return read_records(self.path) if self.records is None else self.records()
+        return read_records(self.path, schema.readers) if self.records is None else self.records()
 
     @property
     def unit(self) -> str:
@@ -86,22 +67,29 @@ class SourceFile:
             return hashlib.file_digest(stream, "blake2b").digest()
 
 
-def build_corpus(name: str, files: Sequence[SourceFile], options: ReadOptions) -> Corpus:
+def build_corpus(name: str, files: Sequence[SourceFile], options: ReadOptions, schema: Schema) -> Corpus:
     """Read the files into a cached corpus, or open the one that was built of the same contents before.
+
+    Args:
+        name: what error sentences call it.
+        files: what to read.
+        options: columns and limits.
+        schema: how a kind of task reads a record.
 
     Raises:
         DataError: whatever is wrong with the files, naming file and line.
     """
-    fingerprint = _fingerprint(files, options)
+    fingerprint = _fingerprint(files, options, schema)
     folder = cache_folder() / "corpora" / fingerprint[:32]
     if not (folder / "corpus.json").exists():
         with atomic_folder(folder, keep_existing=True) as temporary:
-            _write(temporary, name, files, options, fingerprint)
+            _write(temporary, name, files, options, schema, fingerprint)
     return Corpus(folder)
 
 
-def _fingerprint(files: Sequence[SourceFile], options: ReadOptions) -> str:
-    digest = hashlib.blake2b(json.dumps([_VERSION, asdict(options)]).encode(), digest_size=32)
+def _fingerprint(files: Sequence[SourceFile], options: ReadOptions, schema: Schema) -> str:
+    kind = [] if schema.kind == "classification" else [schema.kind]
+    digest = hashlib.blake2b(json.dumps([_VERSION, asdict(options), *kind]).encode(), digest_size=32)
     for file in files:
         digest.update(json.dumps([file.task, file.part, file.label, file.path.suffixes]).encode())
         digest.update(file.digest())
@@ -147,63 +135,127 @@ class _Problems:
         return dict(skipped)
 
 
-def _write(folder: Path, name: str, files: Sequence[SourceFile], options: ReadOptions, fingerprint: str) -> None:
-    schema = pa.schema([("text", pa.large_string())])
-    groups: dict[Group, int] = {}
-    group_of_row, hashes = _Growing(np.int32), _Growing(np.uint64)
-    columns: dict[str, dict[str, str | None]] = {}
+def _write(
+    folder: Path, name: str, files: Sequence[SourceFile], options: ReadOptions, schema: Schema, fingerprint: str
+) -> None:
+    columns: dict[str, Roles] = {}
     label_columns: dict[str, str | None] = {}  # by task
     labelled: set[SourceFile] = set()
-    problems, kinds = _Problems(options), _LabelKinds()
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        pending: list[str] = []
+    repaired: Counter[str] = Counter()
+    problems, kinds, index = _Problems(options), _LabelKinds(), _Index(schema.shared)
+    with _RowWriter(folder / "rows.arrow", schema.annotated) as writer:
         for file in files:
-            sample, rest = peek(file.read())
-            found = find_columns(
-                str(file.path),
-                [record for _, record in sample],
-                options.text_column,
-                None if file.label is not None else options.label_column,
-                options.task_column,
-                label_required=file.label is None,
-            )
+            sample, rest = peek(file.read(schema))
+            found = schema.columns(str(file.path), [record for _, record in sample], options, file.label)
             shown = file.path.name if file.path.name not in columns else f"{file.path.parent.name}/{file.path.name}"
-            columns[shown] = {"text": found.text, "label": found.label, "task": found.task}
-            any_label = False
+            columns[shown] = found
             for line, record in chain(sample, rest):
-                task = _task(file, record, found)
-                text = _text(file, line, record, found, options, problems)
-                label = _label(file, line, record, found, problems) if file.label is None else file.label
-                any_label = any_label or label is not None
-                if text is None or label is None:
+                row = _row(file, line, record, found, schema, options, problems)
+                if row is None:
                     continue
-                if file.label is None:
-                    kinds.add(task, file, line, label)
-                label_columns.setdefault(task, found.label)
-                group_of_row.append(groups.setdefault(Group(task, file.part, label), len(groups)))
-                hashes.append(text_hash(text))
-                pending.append(text)
-                if len(pending) == _BATCH:
-                    writer.write_batch(pa.record_batch([pa.array(pending, pa.large_string())], schema))
-                    pending.clear()
-            if any_label:
+                task = _task(file, record, found)
                 labelled.add(file)
-        writer.write_batch(pa.record_batch([pa.array(pending, pa.large_string())], schema))
+                repaired[shown] += row.repaired
+                if schema.least_labels > 1 and file.label is None:
+                    kinds.add(task, file, line, row.labels[0])
+                label_columns.setdefault(task, found.get("label"))
+                index.add(row, task, file.part)
+                writer.add(row)
     skipped = problems.raise_or_count(labelled)
     kinds.raise_if_mixed(options)
-    _require_two_labels(name, groups, label_columns)
-    members = group_of_row.array()
-    np.save(folder / "order.npy", np.argsort(members, kind="stable"))
-    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(np.bincount(members, minlength=len(groups)))]))
-    np.save(folder / "hashes.npy", hashes.array())
+    _require_labels(name, schema, index.groups, label_columns)
+    index.save(folder)
     meta = {
         "version": _VERSION,
         "fingerprint": fingerprint,
+        "kind": schema.kind,
+        "shared": schema.shared,
         "columns": columns,
         "skipped": skipped,
-        "groups": [[group.task, group.part, group.label] for group in groups],
+        "repaired": +repaired,
+        "groups": [[group.task, group.part, group.label] for group in index.groups],
     }
     (folder / "corpus.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+
+
+def _row(
+    file: SourceFile,
+    line: int,
+    record: Record,
+    found: Roles,
+    schema: Schema,
+    options: ReadOptions,
+    problems: _Problems,
+) -> Row | None:
+    """Return a record as an example; None where there is a problem, which is noted."""
+    try:
+        row = schema.row(record, found, file.label)
+    except EmptyFieldError as empty:
+        problems.empty(file, line, empty.missing, empty.column)
+        return None
+    except WrongRowError as wrong:
+        problems.wrong(file, line, str(wrong))
+        return None
+    if len(row.text) > options.max_text_characters:
+        raise DataError(
+            f"{file.path}, {file.unit} {line}: a text of {len(row.text):,} characters.",
+            f"The limit is {options.max_text_characters:,}; such a length is often a quote that was never closed.",
+            "Cut the text, or raise the limit with --max-text-characters.",
+        )
+    return row
+
+
+class _RowWriter:
+    """The Arrow file of texts and annotations, written by batches."""
+
+    def __init__(self, path: Path, annotated: bool) -> None:
+        self._names = ["text", "annotation"] if annotated else ["text"]
+        self._schema = pa.schema([(column, pa.large_string()) for column in self._names])
+        self._path, self._open, self._pending = path, ExitStack(), list[tuple[str, ...]]()
+
+    def __enter__(self) -> _RowWriter:
+        sink = self._open.enter_context(pa.OSFile(str(self._path), "wb"))
+        self._file = self._open.enter_context(pa.ipc.new_file(sink, self._schema))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self._flush()
+        self._open.close()
+
+    def add(self, row: Row) -> None:
+        self._pending.append((row.text, row.annotation)[: len(self._names)])
+        if len(self._pending) == _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        parts = zip(*self._pending, strict=True) if self._pending else [()] * len(self._names)
+        self._file.write_batch(pa.record_batch([pa.array(part, pa.large_string()) for part in parts], self._schema))
+        self._pending.clear()
+
+
+class _Index:
+    """Which rows belong to which task, part and label, and the hash of each row's text."""
+
+    def __init__(self, shared: bool) -> None:
+        self.groups: dict[Group, int] = {}
+        self._shared, self._count = shared, 0
+        self._members, self._rows, self._hashes = _Growing(np.int32), _Growing(np.int64), _Growing(np.uint64)
+
+    def add(self, row: Row, task: str, part: str) -> None:
+        for label in row.labels or ("",):
+            self._members.append(self.groups.setdefault(Group(task, part, label), len(self.groups)))
+            if self._shared:
+                self._rows.append(self._count)
+        self._hashes.append(text_hash(row.text))
+        self._count += 1
+
+    def save(self, folder: Path) -> None:
+        members = self._members.array()
+        order = np.argsort(members, kind="stable")
+        np.save(folder / "order.npy", self._rows.array()[order] if self._shared else order)
+        np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(np.bincount(members, minlength=len(self.groups)))]))
+        np.save(folder / "hashes.npy", self._hashes.array())
 
 
 class _Growing:
@@ -222,47 +274,10 @@ class _Growing:
         return np.concatenate([*self._blocks, np.array(self._tail, self._dtype)])
 
 
-def _task(file: SourceFile, record: dict[str, Any], found: Columns) -> str:
-    value = None if found.task is None else record.get(found.task)
+def _task(file: SourceFile, record: Record, found: Roles) -> str:
+    column = found.get("task")
+    value = None if column is None else record.get(column)
     return ("" if value is None else str(value).strip()) or file.task
-
-
-def _text(
-    file: SourceFile, line: int, record: dict[str, Any], found: Columns, options: ReadOptions, problems: _Problems
-) -> str | None:
-    value = record.get(found.text)
-    if value is None or not str(value).strip():
-        problems.empty(file, line, "text", found.text)
-        return None
-    if not isinstance(value, str):
-        problems.wrong(file, line, f"the text in column '{found.text}' is of type {type(value).__name__}, not a string")
-        return None
-    if len(value) > options.max_text_characters:
-        raise DataError(
-            f"{file.path}, {file.unit} {line}: a text of {len(value):,} characters.",
-            f"The limit is {options.max_text_characters:,}; such a length is often a quote that was never closed.",
-            "Cut the text, or raise the limit with --max-text-characters.",
-        )
-    return value
-
-
-def _label(file: SourceFile, line: int, record: dict[str, Any], found: Columns, problems: _Problems) -> str | None:
-    assert found.label is not None  # find_columns required it
-    value = record.get(found.label)
-    if isinstance(value, (list, dict)):
-        what = f"the label in column '{found.label}' is a JSON {type(value).__name__}, and one label a text is expected"
-        problems.wrong(file, line, what)
-        return None
-    if isinstance(value, bool):
-        value = str(value).lower()
-    elif isinstance(value, float) and value.is_integer():
-        value = int(value)
-    missing = value is None or (isinstance(value, float) and np.isnan(value))
-    label = "" if missing else str(value).strip()
-    if not label:
-        problems.empty(file, line, "label", found.label)
-        return None
-    return label
 
 
 class _LabelKinds:
@@ -293,16 +308,17 @@ def _is_number(label: str) -> bool:
         return False
 
 
-def _require_two_labels(name: str, groups: Iterable[Group], label_columns: dict[str, str | None]) -> None:
+def _require_labels(name: str, schema: Schema, groups: Iterable[Group], label_columns: dict[str, str | None]) -> None:
     labels: dict[str, set[str]] = {}
     for group in groups:
-        labels.setdefault(group.task, set()).add(group.label)
+        labels.setdefault(group.task, set()).update({group.label} - {""})
     for task, names in labels.items():
-        if len(names) < 2:
+        if len(names) < schema.least_labels:
             column = label_columns[task]
             source = f"column '{column}'" if column else "the files' names"
+            one = f"has one label only, '{names.pop()}' (from {source})" if names else "has no label"
             raise DataError(
-                f"'{name}': the task '{task}' has one label only, '{names.pop()}' (from {source}).",
-                "A task needs at least two.",
+                f"'{name}': the task '{task}' {one}.",
+                f"A task needs at least {'two' if schema.least_labels == 2 else schema.least_labels}.",
                 "Name another column with --label-column, or remove that task.",
             )

@@ -14,7 +14,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,7 @@ Record = dict[str, Any]
 Records = Iterator[tuple[int, Record]]
 
 TEXT_COLUMN_OF_PLAIN_TEXT = "text"
+TAGGED = (".conll", ".bio", ".iob", ".bioes", ".bmes")  # a word and its tag a line
 _LARGEST_NAMES_FILE = 4 << 20
 _NEXT_VALUE = re.compile(r"[^\s,\[]")
 _END = "\0"  # stands after the last line of a delimited file, where it tells an unclosed quote; no text holds it
@@ -69,26 +70,32 @@ def data_stem(path: Path) -> str:
     name = path.name
     if _is_compressed(path):
         name = Path(name).stem
-    return Path(name).stem if data_suffix(path) in READERS else name
+    return Path(name).stem if data_suffix(path) in (*READERS, *TAGGED) else name
 
 
-def is_data_file(path: Path) -> bool:
-    """Tell whether kshot has a reader for this file's name."""
-    return path.is_file() and not path.name.startswith((".", "_")) and data_suffix(path) in READERS
+def is_data_file(path: Path, more: Collection[str] = ()) -> bool:
+    """Tell whether kshot has a reader for this file's name, one of its own for every kind or one of a kind's suffixes."""
+    return path.is_file() and not path.name.startswith((".", "_")) and data_suffix(path) in (*READERS, *more)
 
 
-def read_records(path: Path) -> Records:
+def read_records(path: Path, readers: Mapping[str, Callable[[Path], Records]] | None = None) -> Records:
     """Yield ``(line number from 1, record)`` for each row of a data file.
+
+    Args:
+        path: the file.
+        readers: those of a kind's own formats, by suffix, before the usual ones.
 
     Raises:
         DataError: no such file, unknown format, empty, not text in UTF-8 or UTF-16, or a row that does not parse.
     """
     if not path.exists():
         raise DataError(f"No such file: '{path}'.", mend="Check the path.")
-    reader = READERS.get(data_suffix(path))
+    reader = {**READERS, **(readers or {})}.get(data_suffix(path))
     if reader is None:
         raise DataError(
-            f"'{path}' has no known format.", f"Known are {listing(READERS)}, also compressed ({listing(_OPENERS)})."
+            f"'{path}' has no known format.",
+            f"Known are {listing(READERS)}, also compressed ({listing(_OPENERS)}).",
+            "Tagged words are read with --kind tagging." if data_suffix(path) in TAGGED else "",
         )
     empty = True
     with readable(path):
@@ -114,7 +121,7 @@ def readable(path: Path) -> Iterator[None]:
         raise DataError(f"'{path}' cannot be read: {str(error).rstrip('.')}.") from error
 
 
-def _lines(path: Path) -> Iterator[str]:
+def lines(path: Path) -> Iterator[str]:
     """Yield the lines of a text file, its encoding told by a byte order mark, else UTF-8."""
     with _open(path) as stream:
         if stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -179,18 +186,18 @@ def _require_object(path: Path, number: int, value: Any) -> Record:
 
 
 def _read_jsonl(path: Path) -> Records:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines(path), 1):
         if line.strip():
             yield number, _require_object(path, number, _json_value(path, number, line))
 
 
 def _read_json(path: Path) -> Records:
     """A JSON array of objects, or JSON Lines under the name ``.json`` as many benchmarks have it."""
-    first = next((line for line in _lines(path) if line.strip()), "")
+    first = next((line for line in lines(path) if line.strip()), "")
     if not first.lstrip().startswith("["):
         yield from _read_jsonl(path)
         return
-    text = "".join(_lines(path))
+    text = "".join(lines(path))
     _json_value(path, 1, text)  # tells what is broken
     decoder, line, end = json.JSONDecoder(), 1, 0
     while (found := _NEXT_VALUE.search(text, end)) and found[0] != "]":
@@ -202,7 +209,7 @@ def _read_json(path: Path) -> Records:
 
 def _read_delimited(path: Path) -> Records:
     csv.field_size_limit(2**31 - 1)  # the length of texts is judged later, by one rule for all formats
-    numbered = enumerate(_lines(path), 1)
+    numbered = enumerate(lines(path), 1)
     first, header = next(((number, line) for number, line in numbered if line.strip()), (0, ""))
     if not header:
         return
@@ -240,7 +247,7 @@ def _require_distinct(path: Path, line: int, names: list[str]) -> None:
 
 
 def _read_text(path: Path) -> Records:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines(path), 1):
         if line.strip():
             yield number, {TEXT_COLUMN_OF_PLAIN_TEXT: line.strip()}
 

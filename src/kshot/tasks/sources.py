@@ -13,7 +13,7 @@ from typing import Any
 
 from kshot.errors import DataError, listing, nearest
 from kshot.tasks.columns import LABEL_NAMES, peek
-from kshot.tasks.ingest import ReadOptions, SourceFile, build_corpus
+from kshot.tasks.ingest import SourceFile, build_corpus
 from kshot.tasks.readers import (
     READERS,
     Records,
@@ -24,6 +24,7 @@ from kshot.tasks.readers import (
     is_data_file,
     read_records,
 )
+from kshot.tasks.schema import CLASSIFICATION, ReadOptions, Schema
 from kshot.tasks.task import Task
 
 PARTS = {
@@ -36,7 +37,9 @@ HUB = "hub:"
 _NOT_LABELS = {"id", "idx", "index", "uid", "guid", "source", "date"}
 
 
-def load_tasks(sources: str | Path | Sequence[str | Path], options: ReadOptions | None = None) -> list[Task]:
+def load_tasks(
+    sources: str | Path | Sequence[str | Path], options: ReadOptions | None = None, schema: Schema = CLASSIFICATION
+) -> list[Task]:
     """Read one or more sources into tasks.
 
     A source is a data file (one task, or several with ``task_column``), a folder, a data set of the hub (``hub:name``
@@ -47,6 +50,7 @@ def load_tasks(sources: str | Path | Sequence[str | Path], options: ReadOptions 
     Args:
         sources: what to read.
         options: columns and limits.
+        schema: the kind of the tasks, and how it is read; see `kshot.models.kinds`.
 
     Returns:
         The tasks in the order of the sources, with unique names.
@@ -62,18 +66,18 @@ def load_tasks(sources: str | Path | Sequence[str | Path], options: ReadOptions 
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not listed:
         raise DataError("No tasks were named.", mend="Name at least one: --tasks PATH")
-    return _unique_names([(str(source), task) for source in listed for task in _load(str(source), options)])
+    return _unique_names([(str(source), task) for source in listed for task in _load(str(source), options, schema)])
 
 
-def _load(source: str, options: ReadOptions) -> list[Task]:
+def _load(source: str, options: ReadOptions, schema: Schema) -> list[Task]:
     if source.startswith(HUB):
-        return _load_hub(source.removeprefix(HUB), options)
+        return _load_hub(source.removeprefix(HUB), options, schema)
     path = _bundled(source.removeprefix(BUNDLED)) if source.startswith(BUNDLED) else Path(source)
     if not path.exists():
         raise DataError(f"No such file or folder: '{source}'.{_near_path(path)}", mend="Check --tasks.")
     name = path.resolve().name if path.is_dir() else data_stem(path)
-    files = list(_folder_files(path, options)) if path.is_dir() else [SourceFile(path, name)]
-    return build_corpus(name, files, options).tasks()
+    files = list(_folder_files(path, options, schema)) if path.is_dir() else [SourceFile(path, name)]
+    return build_corpus(name, files, options, schema).tasks()
 
 
 def _near_path(path: Path) -> str:
@@ -92,34 +96,37 @@ def _bundled(name: str) -> Path:
     return path
 
 
-def _folder_files(folder: Path, options: ReadOptions, inside: str = "") -> Iterator[SourceFile]:
+def _folder_files(folder: Path, options: ReadOptions, schema: Schema, inside: str = "") -> Iterator[SourceFile]:
     """Yield the folder's data files, with what their place says: part, label or task.
 
     Args:
         inside: the sub-folder's name, where ``folder`` is one that was found within the source's folder.
     """
-    here = _data_files(folder)
+    here = _data_files(folder, schema)
     subfolders = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "_"))]
-    subfolders = [entry for entry in subfolders if _data_files(entry) or _data_files(entry / "data")]
+    subfolders = [entry for entry in subfolders if _data_files(entry, schema) or _data_files(entry / "data", schema)]
     if not here and [entry.name for entry in subfolders] == ["data"]:  # the hub's layout
-        here, subfolders = _data_files(subfolders[0]), []
+        here, subfolders = _data_files(subfolders[0], schema), []
     if not here and not subfolders:
+        known = {**READERS, **schema.readers}
         raise DataError(
-            f"The folder '{folder}' holds no data file.", f"Expected files ending in {listing(READERS)}, also compressed."
+            f"The folder '{folder}' holds no data file.", f"Expected files ending in {listing(known)}, also compressed."
         )
     for subfolder in subfolders:
-        yield from _folder_files(subfolder, options, subfolder.name)
+        yield from _folder_files(subfolder, options, schema, subfolder.name)
     if not here:
         return
     name = folder.resolve().name
-    columns = {path: _column_names(path) for path in here}
     parts = {path: part_of(path) for path in here}
-    if not options.label_column and len(here) > 1 and all(map(_unlabelled, columns.values())) and not all(parts.values()):
-        yield from (SourceFile(path, name, label=data_stem(path)) for path in here)
-        return
-    # texts without labels (unlabelled, out of scope) may lie beside the labelled ones
-    wanted = {options.label_column.lower()} if options.label_column else set(LABEL_NAMES)
-    labelled = [path for path in here if columns[path] & wanted] or here
+    labelled = here
+    if schema.label_files:
+        columns = {path: _column_names(path) for path in here}
+        if not options.label_column and len(here) > 1 and all(map(_unlabelled, columns.values())) and not all(parts.values()):
+            yield from (SourceFile(path, name, label=data_stem(path)) for path in here)
+            return
+        # texts without labels (unlabelled, out of scope) may lie beside the labelled ones
+        wanted = {options.label_column.lower()} if options.label_column else set(LABEL_NAMES)
+        labelled = [path for path in here if columns[path] & wanted] or here
     if all(parts[path] for path in labelled):
         yield from (SourceFile(path, name, parts[path]) for path in labelled)
     elif "train" in (parts[path] for path in labelled):
@@ -135,10 +142,11 @@ def _folder_files(folder: Path, options: ReadOptions, inside: str = "") -> Itera
         yield from (SourceFile(path, f"{inside}-{data_stem(path)}" if inside else data_stem(path)) for path in labelled)
 
 
-def _data_files(folder: Path) -> list[Path]:
+def _data_files(folder: Path, schema: Schema) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(entry for entry in folder.iterdir() if is_data_file(entry) and not holds_names(entry))
+    entries = sorted(folder.iterdir())
+    return [entry for entry in entries if is_data_file(entry, schema.readers) and not holds_names(entry)]
 
 
 def _column_names(path: Path) -> set[str]:
@@ -156,7 +164,7 @@ def part_of(path: Path) -> str:
     return PARTS.get(data_stem(path).lower().replace("-", "_").split("_")[0], "")
 
 
-def _load_hub(name: str, options: ReadOptions) -> list[Task]:
+def _load_hub(name: str, options: ReadOptions, schema: Schema) -> list[Task]:
     """Read a data set of the Hugging Face hub (or a local folder of its layout) with the ``datasets`` library."""
     import datasets
 
@@ -188,7 +196,7 @@ def _load_hub(name: str, options: ReadOptions) -> list[Task]:
         )
         for split, part in loaded.items()
     ]
-    return build_corpus(short, files, options).tasks()
+    return build_corpus(short, files, options, schema).tasks()
 
 
 def _unique_names(loaded: list[tuple[str, Task]]) -> list[Task]:

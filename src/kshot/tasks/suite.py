@@ -66,14 +66,13 @@ class TaskSuite:
         seen = _hashes(self.train)
         shared = []
         for task in self.test:
-            for label in range(len(task.labels)):
-                rows = task.rows(label)
-                shared += task.corpus.texts(rows[np.isin(task.corpus.hashes[rows], seen)])
+            rows = task.all_rows()
+            shared += task.corpus.texts(rows[np.isin(task.corpus.hashes[rows], seen)])
         return tuple(dict.fromkeys(shared))
 
 
 def _hashes(tasks: Sequence[Task]) -> npt.NDArray[np.uint64]:
-    parts = [task.corpus.hashes[task.rows(label)] for task in tasks for label in range(len(task.labels))]
+    parts = [task.corpus.hashes[task.all_rows()] for task in tasks]
     return np.unique(np.concatenate(parts)) if parts else np.array([], np.uint64)
 
 
@@ -89,10 +88,15 @@ def split_tasks(tasks: Sequence[Task], spec: SplitSpec, name: str = "", folder: 
     Raises:
         DataError: too few labels or tasks for the split, or a split file that names unknown ones.
     """
-    by = spec.by
+    by, labelled = spec.by, any(task.labels for task in tasks)
     if by == "auto":
-        by = "task" if len(tasks) >= _FEWEST_TASKS_TO_SPLIT_BY_TASK else "class"
+        by = "task" if len(tasks) >= _FEWEST_TASKS_TO_SPLIT_BY_TASK or not labelled else "class"
     if by == "class":
+        if not labelled:
+            raise DataError(
+                f"Tasks of the kind {tasks[0].kind} have no labels to divide by --split class.",
+                mend="Use --split task, or --split given for data that comes in train and test files.",
+            )
         parts = _by_class(tasks, spec)
     elif by == "task":
         parts = _by_task(tasks, spec)
@@ -159,7 +163,7 @@ def _by_task(tasks: Sequence[Task], spec: SplitSpec) -> _Parts:
 
 
 def _as_given(tasks: Sequence[Task]) -> _Parts:
-    parts = tuple(tuple(kept for task in tasks if (kept := task.with_part(split)).labels) for split in SPLITS)
+    parts = tuple(tuple(kept for task in tasks if len(kept := task.with_part(split))) for split in SPLITS)
     if not parts[0]:
         raise DataError(
             "--split given: no file is named train.",

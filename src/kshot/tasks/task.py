@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ class Task:
         corpus: the memory-mapped rows.
         groups: for each label the corpus's row groups that hold its examples.
         kind: the kind of task.
+        rest: the row groups of examples without a label.
     """
 
     name: str
@@ -31,10 +33,19 @@ class Task:
     corpus: Corpus
     groups: tuple[tuple[int, ...], ...]
     kind: str = "classification"
+    rest: tuple[int, ...] = ()
 
     def rows(self, label: int) -> Rows:
         """Return the corpus rows of the label's examples, int64 of shape (n,)."""
-        slices = [self.corpus.group(group) for group in self.groups[label]]
+        return self._rows(self.groups[label])
+
+    def all_rows(self) -> Rows:
+        """Return the corpus rows of all examples, each once, int64 of shape (n,)."""
+        rows = self._rows([group for groups in (*self.groups, self.rest) for group in groups])
+        return np.unique(rows) if self.corpus.shared else rows
+
+    def _rows(self, groups: Sequence[int]) -> Rows:
+        slices = [self.corpus.group(group) for group in groups] or [np.empty(0, np.int64)]
         return slices[0] if len(slices) == 1 else np.concatenate(slices)
 
     def count(self, label: int) -> int:
@@ -46,7 +57,9 @@ class Task:
         return {name: self.count(index) for index, name in enumerate(self.labels)}
 
     def __len__(self) -> int:
-        return sum(self.count(index) for index in range(len(self.labels)))
+        if self.corpus.shared:
+            return len(self.all_rows())
+        return sum(self.corpus.group_size(group) for groups in (*self.groups, self.rest) for group in groups)
 
     def with_labels(self, names: set[str] | frozenset[str]) -> Task:
         """Return the task restricted to some of its labels, in the same order."""
@@ -60,4 +73,5 @@ class Task:
             for name, groups in zip(self.labels, self.groups, strict=True)
             if (chosen := tuple(group for group in groups if self.corpus.groups[group].part == part))
         ]
-        return replace(self, labels=tuple(name for name, _ in kept), groups=tuple(groups for _, groups in kept))
+        rest = tuple(group for group in self.rest if self.corpus.groups[group].part == part)
+        return replace(self, labels=tuple(name for name, _ in kept), groups=tuple(groups for _, groups in kept), rest=rest)
