@@ -26,7 +26,7 @@ from kshot.models.features import EncodedTexts
 from kshot.statistics import mean
 from kshot.tasks import Episode, EpisodeSampler, EpisodeSpec
 from kshot.training import Run
-from kshot.training.validation import episode_accuracies
+from kshot.training.validation import episode_scores
 
 FOLDS = ("banking77", "hwu64", "liu", "huffpost")
 HEADS: dict[str, dict[str, Any]] = {
@@ -68,7 +68,7 @@ def compare(run: Run, episodes: list[Episode], same: dict[str, Any]) -> list[dic
     """Return a row for each head."""
     texts = EncodedTexts(run.learner)
     accuracies = {
-        name: episode_accuracies(run.learner, replace(run.algorithm, **options), episodes, texts)  # type: ignore[call-arg]
+        name: episode_scores(run.learner, replace(run.algorithm, **options), episodes, texts)  # type: ignore[call-arg]
         for name, options in HEADS.items()
     }
     base, rows = accuracies["prototypes"], []

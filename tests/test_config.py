@@ -198,7 +198,7 @@ def test_broken_yaml_is_told_with_its_line(text, line, tmp_path):
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "5\n"])
 def test_a_file_without_sections(text, tmp_path):
-    assert "Expected sections: tasks, read, split" in refusal(lambda: from_file(tmp_path, text), ConfigError)
+    assert "Expected sections: tasks, kind, read, split" in refusal(lambda: from_file(tmp_path, text), ConfigError)
 
 
 def test_a_file_that_is_not_text(tmp_path):

@@ -76,7 +76,7 @@ def stubs(monkeypatch, no_map) -> list[Guess]:
     """The run and two baselines, of which none looks at a text."""
     ours, quick, slow = Guess("ours", 1, right_from=9), Guess("quick", 2), Guess("slow", 3, slow=True)
     monkeypatch.setattr(protocol, "MetaTrained", lambda run: ours)
-    monkeypatch.setattr(protocol, "new_baselines", lambda names, pretrained: [quick, slow])
+    monkeypatch.setattr(protocol, "new_baselines", lambda names, pretrained, warnings: [quick, slow])
     return [ours, quick, slow]
 
 
@@ -178,8 +178,7 @@ def test_figures_are_scikit_learns_on_the_pooled_predictions(stubs, suite):
 
 def test_a_label_that_is_never_predicted_or_never_right_has_zeros():
     confusions = Confusions()
-    episode = Episode("t", "", ("a", "b", "c"), Examples((), ()), Examples(("1", "2", "3"), (0, 1, 2)))
-    confusions.add(episode, as_labels([0, 0, 1]))
+    confusions.add("t", ("a", "b", "c"), as_labels([0, 1, 2]), as_labels([0, 0, 1]))
     assert [(row["label"], row["precision"], row["recall"], row["f1"]) for row in confusions.labels()] == [
         ("a", 0.5, 1.0, pytest.approx(2 / 3)),
         ("b", 0.0, 0.0, 0.0),

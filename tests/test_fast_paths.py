@@ -30,7 +30,7 @@ from kshot.models.focus import focus
 from kshot.models.select import select
 from kshot.models.vectors import backbone_fingerprint
 from kshot.training import TrainingConfig, meta_train
-from kshot.training.validation import episode_accuracies
+from kshot.training.validation import episode_scores
 
 STEEP = {"inner_lr": 0.1, "head_lr": 1.0, "inner_steps": 2}
 
@@ -195,8 +195,8 @@ def test_stored_vectors_are_the_encoder_s_and_belong_to_its_weights(tmp_path, mo
     other = {n: v + 1e-3 if n.endswith("layer.0.output.dense.bias") else v for n, v in learner.params.items()}
     assert backbone_fingerprint(learner.with_params(other)) != backbone_fingerprint(learner)
     assert backbone_fingerprint(tiny_learner()) == backbone_fingerprint(learner)
-    assert episode_accuracies(stored, ProtoNet(), validation) == pytest.approx(
-        episode_accuracies(learner, ProtoNet(), validation), abs=0.2
+    assert episode_scores(stored, ProtoNet(), validation) == pytest.approx(
+        episode_scores(learner, ProtoNet(), validation), abs=0.2
     )
 
 

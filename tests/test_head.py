@@ -14,14 +14,15 @@ from torch.nn.functional import cross_entropy
 
 from kshot import api
 from kshot.deploy import adapt, load_adapted
-from kshot.errors import ConfigError
+from kshot.errors import ConfigError, RunError
 from kshot.meta import ProtoNet
 from kshot.meta.lexical import term_vectors, vocabulary
-from kshot.meta.regression import _RIDGES, class_scores, left_out_errors, regression
+from kshot.meta.regression import _RIDGES, UNTOUCHED, class_scores, left_out_errors, regression
 from kshot.models import Batch, EncodedEpisode
 from kshot.models.features import EncodedTexts
 from kshot.statistics import mean
 from kshot.tasks import load_tasks
+from kshot.tasks.schema import CLASSIFICATION
 from kshot.training import head as heads
 from kshot.training import load_run
 from kshot.training.head import choose_head
@@ -126,6 +127,55 @@ def test_words_are_left_out_where_asked_and_where_a_class_has_one_example():
     assert "regression.lexical" not in regression(z[first], single, ones[:4])
 
 
+@pytest.mark.parametrize("better", ["trained", "untouched"])
+def test_a_task_goes_back_to_the_encoder_before_meta_training_where_that_tells_its_labels_apart(better):
+    labels = [i % 3 for i in range(24)]
+    apart = torch.nn.functional.normalize(vectors(3)[labels] + 0.1 * vectors(24), dim=-1)
+    z, untouched = (apart, vectors(24)) if better == "trained" else (vectors(24), apart)
+    ones = torch.ones(24, dtype=torch.float64)
+
+    head = regression(z, batch(z, labels), ones, untouched=untouched)
+
+    assert (UNTOUCHED in head) is (better == "untouched")
+    plain = regression(apart, batch(apart, labels), ones)
+    assert same_bits({name: value for name, value in head.items() if name != UNTOUCHED}, plain)
+
+
+def test_a_run_keeps_the_encoder_that_it_started_from_and_reads_it_for_the_tasks_that_went_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "choose_head", lambda *_: {"head": "regression", "regression_shots": 2})
+    options = {**SMALL, "training__steps": 1, "training__lr": 1e-2}
+    made = api.train(small_suite(), tmp_path / "run", backbone__name="tiny", **options)
+    run = load_run(tmp_path / "run")
+    start = tiny_learner().params
+    assert run.learner.untouched is not None
+    assert same_bits(run.learner.untouched, {name: start[name] for name in run.learner.untouched})
+    assert {n for n in start if n.startswith("backbone.")} >= set(run.learner.untouched)
+    assert run.fingerprint == made.fingerprint
+
+    texts, labels, _ = said(True, 5)
+    names = [VERBS[label] for label in labels]
+    monkeypatch.setattr("kshot.meta.protonet.regression", lambda *given: regression(*given) | {UNTOUCHED: torch.ones(())})
+    back = adapt(run, texts, names)
+    monkeypatch.setattr("kshot.meta.protonet.regression", regression)
+    plain = adapt(replace(run, learner=replace(run.learner, untouched=None)), texts, names)
+    there = replace(back, adapted={name: value for name, value in back.adapted.items() if name != UNTOUCHED})
+
+    assert UNTOUCHED in back.adapted
+    assert UNTOUCHED not in plain.adapted
+    assert not torch.equal(back.probabilities(["recall the poems"]), there.probabilities(["recall the poems"]))
+
+    (tmp_path / "run" / "untouched.safetensors").unlink()
+    with pytest.raises(RunError, match=r"it has no untouched\.safetensors"):
+        load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("options", [{"algorithm__head": "prototypes"}, {"algorithm__go_back": False}])
+def test_a_run_that_has_no_use_for_the_encoder_before_does_not_keep_it(tmp_path, options):
+    run = api.train(small_suite(), tmp_path / "run", backbone__name="tiny", **{**SMALL, "training__steps": 1}, **options)
+    assert run.learner.untouched is None
+    assert not (tmp_path / "run" / "untouched.safetensors").exists()
+
+
 def test_term_vectors_are_of_unit_length_and_ignore_terms_that_the_support_set_has_not():
     texts = ("refund my order", "我想退款")
     terms, idf = vocabulary(texts)
@@ -176,7 +226,8 @@ def test_meta_training_is_by_prototypes_whatever_the_head():
     ],
 )
 def test_the_fewest_shots_from_which_on_regression_may_be_as_good_are_chosen(gains, chosen, monkeypatch):
-    monkeypatch.setattr(heads, "_measured", lambda learner, algorithm, tasks, shots, *_: (gains[shots], []))
+    monkeypatch.setattr(heads, "_drawn", lambda tasks, shots, *_: shots)
+    monkeypatch.setattr(heads, "_measured", lambda learner, algorithm, shots, *_: (gains[shots], []))
     monkeypatch.setattr(heads, "_scale", lambda *_: 3.0)
 
     scale = {"regression_scale": 3.0} if chosen["head"] == "regression" else {}
@@ -185,12 +236,12 @@ def test_the_fewest_shots_from_which_on_regression_may_be_as_good_are_chosen(gai
 
 def test_the_scale_of_the_regression_makes_its_answers_most_likely():
     learner, tasks, texts = tiny_learner(), load_tasks("bundled:en/law"), EncodedTexts(tiny_learner())
-    gain, answers = heads._measured(learner, ProtoNet(), tasks, 5, 4, texts)
+    gain, answers = heads._measured(learner, ProtoNet(), heads._drawn(tasks, 5, 4, CLASSIFICATION), texts)
     regressed, means = (ProtoNet(head=head) for head in ("regression", "prototypes"))
     scale, gains = heads._scale(answers), []
     scaled = {factor: replace(regressed, regression_scale=factor * scale) for factor in (0.8, 1.0, 1.25)}
     losses = dict.fromkeys(scaled, 0.0)
-    for drawn in heads._drawn(tasks, 5, 4):
+    for drawn in heads._drawn(tasks, 5, 4, CLASSIFICATION):
         differences = []
         for episode in texts.episodes(drawn):
             scores = {a: a.logits(learner, a.adapt(learner, episode.support), episode.query) for a in (*scaled.values(), means)}
@@ -215,7 +266,8 @@ def test_an_encoder_that_is_fine_tuned_is_so_while_the_head_is_chosen(monkeypatc
         return plain(self, learner, adapted, query)
 
     monkeypatch.setattr(ProtoNet, "logits", logits)
-    heads._measured(learner, ProtoNet(finetune_steps=1, finetune_shots=2), tasks, 2, 1, EncodedTexts(learner))
+    episodes = heads._drawn(tasks, 2, 1, CLASSIFICATION)
+    heads._measured(learner, ProtoNet(finetune_steps=1, finetune_shots=2), episodes, EncodedTexts(learner))
 
     assert moved
     assert all(moved)  # for prototypes as for regression

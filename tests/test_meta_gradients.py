@@ -82,6 +82,7 @@ class QuadraticLearner:
     a: Tensor
     b: Tensor
     params: dict[str, Tensor] = field(default_factory=dict)
+    metric: str = "accuracy"
 
     def start(self, ways: int) -> dict[str, Tensor]:
         return dict(self.params)
@@ -92,6 +93,12 @@ class QuadraticLearner:
     def loss(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         distance = params["head.w"] - self.b
         return distance @ self.a @ distance / 2
+
+    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(logits, batch.labels)
+
+    def score(self, logits: Tensor, batch: Batch) -> float:
+        return 0.0
 
     def logits(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         return batch.features @ params["head.w"].reshape(batch.features.shape[1], batch.ways)

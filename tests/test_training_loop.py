@@ -34,7 +34,7 @@ from kshot.training.callbacks import Callback
 from kshot.training.checkpoint import LAST, load_checkpoint
 from kshot.training.gradient import episode_gradients, usual_threads
 from kshot.training.interrupt import stop_requests
-from kshot.training.validation import episode_accuracies
+from kshot.training.validation import episode_scores
 
 pytestmark = needs_tiny
 
@@ -318,7 +318,7 @@ def test_validation_adapts_and_scores_each_episode():
     _, validation = law_episodes()
     learner = tiny_learner()
     for algorithm in (ProtoNet(), MAML(inner_steps=2, hypergradient="first-order"), MAML(adapts="head")):
-        found = episode_accuracies(learner, algorithm, validation)
+        found = episode_scores(learner, algorithm, validation)
 
         expected = []
         for episode in map(learner.encode, validation):
@@ -334,13 +334,13 @@ def test_validation_draws_no_dropout():
     loud = replace(quiet, dropout=True)
 
     for algorithm in (ProtoNet("euclidean"), MAML(inner_steps=2, hypergradient="first-order")):
-        assert episode_accuracies(loud, algorithm, validation) == episode_accuracies(quiet, algorithm, validation)
+        assert episode_scores(loud, algorithm, validation) == episode_scores(quiet, algorithm, validation)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: Sequence[float]) -> None:
     """Let validation find these accuracies, one after the other."""
     values = iter(accuracies)
-    monkeypatch.setattr("kshot.training.loop.episode_accuracies", lambda *_: [next(values)] * 4)
+    monkeypatch.setattr("kshot.training.loop.episode_scores", lambda *_: [next(values)] * 4)
 
 
 def test_training_stops_early_and_returns_the_best_parameters(monkeypatch):
@@ -382,7 +382,7 @@ def test_the_best_parameters_have_the_best_accuracy():
     measured = [record["validation"] for record in result.history]
     assert result.best.value == max(measured)
     assert result.best_step == 1 + measured.index(max(measured))
-    accuracies = episode_accuracies(result.learner, ProtoNet(), validation)
+    accuracies = episode_scores(result.learner, ProtoNet(), validation)
     assert sum(accuracies) / len(accuracies) == pytest.approx(result.best.value)
 
 

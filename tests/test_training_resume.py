@@ -176,7 +176,7 @@ def test_resuming_what_is_done_does_nothing_and_returns_the_same(tmp_path, monke
 
 def test_a_training_that_stopped_early_stays_stopped(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("kshot.training.loop.episode_accuracies", lambda *_: [0.5, 0.5])
+        patch.setattr("kshot.training.loop.episode_scores", lambda *_: [0.5, 0.5])
         stopped = train(tmp_path, steps=9, validate_every=1, patience=2)
     assert len(stopped.history) == 3
 

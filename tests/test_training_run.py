@@ -31,7 +31,7 @@ from kshot.statistics import mean
 from kshot.tasks import EpisodeSampler, EpisodeSpec, ReadOptions, load_tasks
 from kshot.training import Run, TrainingConfig, load_run, meta_train, save_run
 from kshot.training.callbacks import TensorBoardLogger
-from kshot.training.run import CARD, label_digest, read_card
+from kshot.training.run import CARD, label_digests, read_card
 
 pytestmark = needs_tiny
 
@@ -131,7 +131,7 @@ def test_a_run_that_is_changed_and_saved_again_has_another_fingerprint(saved, tm
 def test_what_a_run_was_trained_on_is_recognised_by_digests():
     (task,) = load_tasks("bundled:en/law")
     seen = set(task.labels[:4])
-    run = Run(tiny_learner(), ProtoNet(), "protonet", {}, "tiny", {"seen": [label_digest(task, label) for label in seen]})
+    run = Run(tiny_learner(), ProtoNet(), "protonet", {}, "tiny", {"seen": label_digests(task.with_labels(set(seen)))})
 
     assert run.seen(task) == seen
     assert run.seen(load_tasks("bundled:en/finance")[0]) == set()
@@ -324,7 +324,7 @@ def test_a_run_tells_nothing_of_the_data_and_the_machine(tmp_path, monkeypatch):
     arguments = (learner, ProtoNet(), episodes, episodes[50:53], config, out)
     meta_train(*arguments, callbacks=[TensorBoardLogger(out / "tensorboard"), StopAt(1)])
     result = meta_train(*arguments, callbacks=[TensorBoardLogger(out / "tensorboard")], resume=True)
-    card = {"seen": [label_digest(tasks[0], label) for label in tasks[0].labels], "training": {"history": result.history}}
+    card = {"seen": label_digests(tasks[0]), "training": {"history": result.history}}
 
     save_run(Run(result.learner, ProtoNet(), "protonet", {}, str(model), card), out)
 
@@ -440,7 +440,7 @@ def test_equal_labels_of_different_tasks_in_one_file_are_not_taken_for_each_othe
     path = tmp_path / "reviews.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     books, music = load_tasks(path, ReadOptions(task_column="domain"))
-    run = Run(tiny_learner(), ProtoNet(), "protonet", {}, "tiny", {"seen": [label_digest(books, y) for y in books.labels]})
+    run = Run(tiny_learner(), ProtoNet(), "protonet", {}, "tiny", {"seen": label_digests(books)})
     assert run.seen(books) == {"good", "bad"}
     assert run.seen(music) == set()
     assert run.seen(replace(books, name="another name")) == {"good", "bad"}

@@ -84,7 +84,8 @@ def compare(run: Run, episodes: list[Episode], slow: int, same: dict[str, Any]) 
     methods[0].name = "kshot"
     texts: dict[int, EncodedTexts] = {}
     outcomes = {
-        method.name: measuring.measure(method, episodes[:slow] if method.slow else episodes, texts) for method in methods
+        method.name: measuring.measure(method, episodes[:slow] if method.slow else episodes, texts, run.learner)
+        for method in methods
     }
     ours = outcomes["kshot"].accuracies
     rows = [same | {"method": name, **_figures(outcome)} for name, outcome in outcomes.items()]

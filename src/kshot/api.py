@@ -15,16 +15,17 @@ import torch
 
 from kshot.config import Config, load_config
 from kshot.deploy import adapt
-from kshot.errors import ConfigError, Interrupted, RunError
+from kshot.errors import ConfigError, DataError, Interrupted, RunError, listing
 from kshot.evaluation import EvaluationConfig
 from kshot.evaluation import evaluate as evaluate_run
 from kshot.files import disk_errors, require_writable
-from kshot.meta import ALGORITHMS, new_algorithm
-from kshot.models import add_adapter, load_backbone, new_learner
+from kshot.meta import ALGORITHMS, Algorithm, new_algorithm
+from kshot.models import AdapterSpec, Learner, add_adapter, load_backbone, new_learner
+from kshot.models.kinds import Kind, kind_of
 from kshot.models.precision import choose_matmul_route, default_matmul_route, require_precision
-from kshot.models.select import ADAPTER
+from kshot.models.select import ADAPTER, BACKBONE
 from kshot.models.trimming import trimmed
-from kshot.tasks import EpisodeSampler, EpisodeSpec, Task, TaskSuite, load_tasks, split_tasks
+from kshot.tasks import EpisodeSpec, Task, TaskSuite, load_tasks, split_tasks
 from kshot.tasks.label_names import label_texts
 from kshot.tasks.sources import BUNDLED, HUB
 from kshot.tasks.suite import SPLITS
@@ -32,7 +33,7 @@ from kshot.training import Run, load_run, meta_train, save_run
 from kshot.training.callbacks import Callback
 from kshot.training.checkpoint import LAST
 from kshot.training.head import choose_head
-from kshot.training.run import CARD, label_digest
+from kshot.training.run import CARD, label_digests
 from kshot.training.trust import fit_trust
 
 __all__ = ["adapt", "evaluate", "load_suite", "open_suite", "train"]
@@ -49,7 +50,7 @@ def open_suite(config: Config) -> TaskSuite:
     """Read and divide the tasks that a configuration names."""
     if not config.tasks:
         raise ConfigError("No tasks were named.", mend="Name at least one: --tasks PATH (or bundled:en, hub:NAME)")
-    tasks = load_tasks(config.tasks, config.read)
+    tasks = load_tasks(config.tasks, config.read, kind_of(config.kind).schema)
     first = Path(config.tasks[0])
     folder = first if first.is_dir() else first.parent
     return split_tasks(tasks, config.split, _suite_name(config.tasks), folder)
@@ -111,31 +112,17 @@ def train(
     require_device(config.device)
     require_precision(config.precision, config.device)
     _require_free(out, resume, overwrite)
+    kind = kind_of(_kind(suite))
     shape = config.episodes.spec(name, suite.train)
-    episodes = EpisodeSampler(suite.train, shape, config.training.seed)
+    episodes = kind.schema.episodes(suite.train, shape, config.training.seed)
     outer = replace(config.training, tasks_per_step=config.training.tasks_per_step or ALGORITHMS[name].tasks_per_step)
-    validation = _validation(suite, config)
+    validation = _validation(suite, config, kind)
     _tell_suite(suite, tell)
-    backbone = load_backbone(config.backbone)
-    if config.trim_vocabulary:
-        whole = backbone.model.config.vocab_size
-        backbone = trimmed(backbone, _texts((*suite.train, *suite.validation)))
-        tell(f"Vocabulary: {backbone.model.config.vocab_size:,} of {whole:,} tokens.")
-    backbone = add_adapter(backbone, adapter, config.training.seed)
-    tell(choose_matmul_route() if config.fast else default_matmul_route())
-    learner = replace(new_learner(backbone, config.device), fast=config.fast, precision=config.precision)
-    learner = replace(learner, names=config.label_names)
-    packed = config.fast and backbone.packed is not None
-    tell(f"Forward pass: {'packed' if packed else 'that of the model'}, {config.precision}")
-    corpora = {task.corpus.fingerprint: task.corpus for task in (*suite.train, *suite.validation)}
-    learner = learner.with_stores(list(corpora.values()))
-    if backbone.adapter is not None:
-        added = [value.numel() for name, value in learner.params.items() if name.startswith(ADAPTER)]
-        tell(f"Adapter: {adapter.kind}, {sum(added):,} weights in {len(added)} tensor(s).")
-    if algorithm.twice_differentiable and not packed:
-        tell("Attention: the plain form, since this algorithm differentiates twice and the fused one cannot.")
+    learner = _new_learner(config, adapter, suite, kind, algorithm, tell)
+    backbone = learner.backbone
     tell(f"{name}: {shape}; {outer.tasks_per_step} episode(s) a step, {outer.steps} steps")
     identity = {
+        **({} if kind.learner is Learner else {"kind": learner.kind}),
         "algorithm": {"name": name, **hyperparameters},
         "backbone": public_config(config)["backbone"] | {"pooling": backbone.spec.pooling},
         **({"adapter": asdict(adapter)} if backbone.adapter is not None else {}),
@@ -158,9 +145,11 @@ def train(
             f"Stopped after step {len(result.history)} of {outer.steps}. The checkpoint is in '{out}': "
             "repeat the command with --resume to go on."
         )
-    hyperparameters |= choose_head(result.learner, algorithm, suite.validation, outer.calibration_episodes)
+    trained, episodes_kept = _with_untouched(result.learner, learner, algorithm), outer.calibration_episodes
+    hyperparameters |= choose_head(trained, algorithm, suite.validation, episodes_kept, kind.schema)
     algorithm = new_algorithm(name, hyperparameters)
-    trust = fit_trust(result.learner, algorithm, suite.validation, outer.calibration_episodes)
+    trained = _with_untouched(trained, learner, algorithm)
+    trust = fit_trust(trained, algorithm, suite.validation, episodes_kept) if kind.scoped else None
     card = {
         "config": public_config(config),
         "episodes": asdict(shape),
@@ -175,7 +164,7 @@ def train(
             for split in SPLITS
             for task in suite[split]
         ],
-        "seen": sorted({label_digest(task, label) for task in suite.train for label in task.labels}),
+        "seen": sorted({digest for task in suite.train for digest in label_digests(task)}),
         "metrics": {
             "validation": None if not validation else result.best.value,
             "validation_ci95": None if not validation else result.best.ci95,
@@ -183,8 +172,43 @@ def train(
         },
         "training": {"history": result.history, "best_step": result.best_step or None},
     }
-    made = Run(result.learner, algorithm, name, hyperparameters, config.backbone.name, card, trust=trust)
+    made = Run(trained, algorithm, name, hyperparameters, config.backbone.name, card, trust=trust)
     return save_run(made, out)
+
+
+def _new_learner(
+    config: Config, adapter: AdapterSpec, suite: TaskSuite, kind: Kind, algorithm: Algorithm, tell: Tell
+) -> Learner:
+    """Return the learner that training starts from, and tell what it is."""
+    backbone = load_backbone(config.backbone)
+    if config.trim_vocabulary:
+        whole = backbone.model.config.vocab_size
+        backbone = trimmed(backbone, _texts((*suite.train, *suite.validation)))
+        tell(f"Vocabulary: {backbone.model.config.vocab_size:,} of {whole:,} tokens.")
+    backbone = add_adapter(backbone, adapter, config.training.seed)
+    tell(choose_matmul_route() if config.fast else default_matmul_route())
+    learner = replace(new_learner(backbone, config.device, kind.learner), fast=config.fast, precision=config.precision)
+    learner = replace(learner, names=config.label_names and kind.names)
+    packed = config.fast and backbone.packed is not None
+    tell(f"Forward pass: {'packed' if packed else 'that of the model'}, {config.precision}")
+    corpora = {task.corpus.fingerprint: task.corpus for task in (*suite.train, *suite.validation)}
+    learner = learner.with_stores(list(corpora.values()))
+    if backbone.adapter is not None:
+        added = [value.numel() for name, value in learner.params.items() if name.startswith(ADAPTER)]
+        tell(f"Adapter: {adapter.kind}, {sum(added):,} weights in {len(added)} tensor(s).")
+    if algorithm.twice_differentiable and not packed:
+        tell("Attention: the plain form, since this algorithm differentiates twice and the fused one cannot.")
+    return learner
+
+
+def _with_untouched(trained: Learner, start: Learner, algorithm: Algorithm) -> Learner:
+    """Return a trained learner with the backbone's weights that it started from, where a task may go back to them."""
+    may = getattr(algorithm, "go_back", False) and getattr(algorithm, "head", "") != "prototypes"
+    if not may or type(trained) is not Learner or start.backbone.adapter is not None:
+        return replace(trained, untouched=None)
+    moved = {n: start.params[n].detach() for n, v in trained.params.items() if n.startswith(BACKBONE)}
+    moved = {n: value for n, value in moved.items() if not torch.equal(value, trained.params[n])}
+    return replace(trained, untouched=moved or None)
 
 
 def _tell_suite(suite: TaskSuite, tell: Tell) -> None:
@@ -212,7 +236,23 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _validation(suite: TaskSuite, config: Config) -> list[Any]:
+def _kind(suite: TaskSuite) -> str:
+    """Return what kind a suite's tasks are of.
+
+    Raises:
+        DataError: of several.
+    """
+    kinds = sorted({task.kind for split in SPLITS for task in suite[split]})
+    if len(kinds) > 1:
+        raise DataError(
+            f"The suite mixes tasks of the kinds {listing(kinds)}.",
+            "One run learns tasks of one kind.",
+            "Train a run for each kind, from tasks that are read with the same --kind.",
+        )
+    return kinds[0] if kinds else "classification"
+
+
+def _validation(suite: TaskSuite, config: Config, kind: Kind) -> list[Any]:
     """Draw the validation episodes; narrower ones where the tasks have fewer labels."""
     if not suite.validation or not config.training.validate_every:
         return []
@@ -221,19 +261,19 @@ def _validation(suite: TaskSuite, config: Config) -> list[Any]:
     shape: EpisodeSpec = (
         replace(config.validation, ways=max(2, min(ways, most))) if isinstance(ways, int) else config.validation
     )
-    sampler = EpisodeSampler(suite.validation, shape, _VALIDATION_SEED)
+    sampler = kind.schema.episodes(suite.validation, shape, _VALIDATION_SEED)
     return [sampler[index] for index in range(config.training.validation_episodes)]
 
 
 def _digest(tasks: Sequence[Task]) -> str:
     """Return what identifies tasks, and reveals neither texts nor labels."""
-    digests = [label_digest(task, label) for task in tasks for label in task.labels]
+    digests = [digest for task in tasks for digest in label_digests(task)]
     return hashlib.blake2b(" ".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def _texts(tasks: Sequence[Task]) -> list[str]:
     """Return the texts and labels' names of tasks."""
-    texts = [text for task in tasks for label in range(len(task.labels)) for text in task.corpus.texts(task.rows(label))]
+    texts = [text for task in tasks for text in task.corpus.texts(task.all_rows())]
     return texts + [name for task in tasks for name in label_texts(task.labels)]
 
 

@@ -46,6 +46,7 @@ class Config:
 
     Args:
         tasks: the sources of tasks; see `kshot.tasks.load_tasks`.
+        kind: what kind of tasks they are; see `kshot.models.kinds`.
         read: columns and limits of the files.
         split: how the tasks are divided.
         backbone: the pretrained encoder or decoder.
@@ -65,6 +66,7 @@ class Config:
     """
 
     tasks: tuple[str, ...] = ()
+    kind: str = "classification"
     read: ReadOptions = field(default_factory=ReadOptions)
     split: SplitSpec = field(default_factory=SplitSpec)
     backbone: BackboneSpec = field(default_factory=BackboneSpec)

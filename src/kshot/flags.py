@@ -10,6 +10,7 @@ import click
 # Flags that set a key of the configuration, by key; what a flag says wins over --config, and --set wins over flags.
 _F = TypeVar("_F", bound=Callable[..., Any])
 DATA = {
+    "kind": ("--kind", "classification, tagging or another kind of task; see docs/kinds.md."),
     "split.by": ("--split", "auto, class, task, given, or a JSON file of names (looked up in the data's folder first)."),
     "split.ratios": ("--split-ratios", "Shares of train, validation and test, such as 0.6,0.2,0.2."),
     "split.seed": ("--split-seed", "Seed of the split."),

@@ -12,6 +12,7 @@ from rich.table import Table
 from kshot.api import open_suite
 from kshot.config import Config
 from kshot.errors import KshotError, listing
+from kshot.models.kinds import kind_of
 from kshot.statistics import Mean
 from kshot.tasks import load_tasks
 from kshot.tasks.check import TaskSummary, summarise
@@ -30,11 +31,16 @@ def _console() -> Console:
 def print_check(config: Config) -> None:
     """Print what was understood of the data."""
     console = _console()
-    tasks = load_tasks(config.tasks, config.read)
+    tasks = load_tasks(config.tasks, config.read, kind_of(config.kind).schema)
     for corpus in {id(task.corpus): task.corpus for task in tasks}.values():
         for file, columns in list(corpus.columns.items())[:5]:
             named = ", ".join(f"{role} '{name}'" for role, name in columns.items() if name)
-            console.print(f"{escape(file)}: {escape(named)}" + ("" if columns["label"] else ", label from the file's name"))
+            of_name = columns.get("label", "") is None
+            console.print(f"{escape(file)}: {escape(named)}" + (", label from the file's name" if of_name else ""))
+        for file, count in corpus.repaired.items():
+            console.print(
+                f"{escape(file)}: {count} sentence(s) with an I- tag that no B- begins; it was read as B-", style="yellow"
+            )
         for file, count in corpus.skipped.items():
             console.print(f"{escape(file)}: {count} row(s) without a text or a label were passed over", style="yellow")
     table = Table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -130,7 +130,9 @@ class AdaptedTask:
         in scope, where the run has a threshold.
         """
         learner, algorithm = self.run.learner, self.run.algorithm
-        batch = learner.batch(Examples(tuple(texts), (0,) * len(texts)), len(self.labels))
+        if not algorithm.reads_untouched(self.adapted):
+            learner = replace(learner, untouched=None)  # no text is encoded in vain
+        batch = learner.batch(Examples(tuple(texts), (0,) * len(texts)), self.labels)
         encoded = learner.featurised(batch)
         query = batch if algorithm.moves_backbone else encoded
         assert encoded.features is not None
@@ -207,7 +209,7 @@ def adapt(run: Run, texts: Sequence[str], labels: Sequence[str]) -> AdaptedTask:
     learner = run.prepared().learner
     support = Examples(tuple(texts), tuple(names.index(label) for label in labels))
     with torch.no_grad():
-        batch = learner.batch(support.named(names) if learner.names else support, len(names))
+        batch = learner.batch(support.named(names) if learner.names else support, names)
         encoded = learner.featurised(batch)
         adapted = adapted_safely(run.algorithm, learner, batch if run.algorithm.moves_backbone else encoded)
     assert encoded.features is not None

@@ -16,6 +16,7 @@ from kshot.evaluation.methods import Labels, Method, Predict, as_labels
 from kshot.meta import ProtoNet
 from kshot.models import Batch, Learner
 from kshot.models.backbones import locate
+from kshot.models.kinds import KINDS
 from kshot.tasks import Episode
 
 _THEIR_POOLING = {"last": "lasttoken"}
@@ -109,6 +110,7 @@ class TfIdf(Method):
     """Logistic regression on TF-IDF of words and character trigrams: no language model at all."""
 
     name = "TF-IDF regression"
+    whole_texts = True
 
     def fit(self, episode: Episode, support: Batch) -> Predict:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -130,6 +132,7 @@ class SetFit(Method):
 
     name = "SetFit"
     slow = True
+    whole_texts = True
 
     def __init__(self, pretrained: Learner) -> None:
         try:
@@ -169,14 +172,22 @@ BASELINES: dict[str, Callable[[Learner], Method]] = {
 }
 
 
-def new_baselines(names: Sequence[str], pretrained: Learner) -> list[Method]:
+def new_baselines(names: Sequence[str], pretrained: Learner, warnings: list[str] | None = None) -> list[Method]:
     """Return the baselines of those names; with ``+names`` behind it, a baseline that has the labels' names as examples.
+
+    Those that label whole texts, or take names, are left out for a kind where that means nothing, and a warning tells it.
 
     Raises:
         ConfigError: an unknown name.
         MissingExtraError: SetFit is asked and not installed.
     """
-    return [_baseline(name, pretrained) for name in names]
+    methods, kind = [_baseline(name, pretrained) for name in names], pretrained.kind
+    if KINDS[kind].names:
+        return methods
+    left = [method.name for method in methods if method.whole_texts or method.names]
+    if left and warnings is not None:
+        warnings.append(f"Not measured, since they label whole texts and this is {kind}: {listing(left)}.")
+    return [method for method in methods if method.name not in left]
 
 
 def _baseline(name: str, pretrained: Learner) -> Method:

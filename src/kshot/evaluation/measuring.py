@@ -6,15 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 
 from kshot.errors import BackboneError
 from kshot.evaluation.methods import Labels, Method, Probabilities, as_labels
-from kshot.evaluation.metrics import Confusions
+from kshot.evaluation.metrics import Confusions, EntityCounts
 from kshot.models import Batch, Learner, load_backbone, new_learner
 from kshot.models.backbones import BackboneSpec
 from kshot.models.features import EncodedTexts, encode_once
+from kshot.models.kinds.tagging import TaggingLearner, predicted_entities
 from kshot.tasks import Episode, Examples
 from kshot.training import Run
 
@@ -30,16 +30,27 @@ class Outcome:
     confusions: Confusions = field(default_factory=Confusions)
     by_task: dict[str, list[float]] = field(default_factory=dict)
     confidences: list[tuple[float, bool]] = field(default_factory=list)
+    entities: EntityCounts = field(default_factory=EntityCounts)
 
-    def add(self, episode: Episode, answer: Labels | Probabilities) -> None:
+    def add(self, learner: Learner, episode: Episode, answer: Labels | Probabilities) -> None:
+        """Count an episode's answers.
+
+        Args:
+            learner: which knows what a kind's answers are measured by.
+            episode: whose query set was answered.
+            answer: for each of its units.
+        """
         predicted = as_labels(answer.argmax(-1) if answer.ndim == 2 else answer)
+        query = learner.annotated(episode.query, episode.labels)
+        truth = query.labels.numpy()
         if answer.ndim == 2:
-            right = predicted == np.array(episode.query.labels)
-            self.confidences += zip(answer.max(-1).tolist(), right.tolist(), strict=True)
-        accuracy = float((predicted == np.array(episode.query.labels)).mean())
-        self.accuracies.append(accuracy)
-        self.by_task.setdefault(episode.task, []).append(accuracy)
-        self.confusions.add(episode, predicted)
+            self.confidences += zip(answer.max(-1).tolist(), (predicted == truth).tolist(), strict=True)
+        score = learner.score_of(torch.from_numpy(predicted), query)
+        self.accuracies.append(score)
+        self.by_task.setdefault(episode.task, []).append(score)
+        self.confusions.add(episode.task, learner.class_names(episode.labels), truth, predicted)
+        if isinstance(learner, TaggingLearner):
+            self.entities.add(episode, predicted_entities(torch.from_numpy(predicted), query.sizes), query)
 
 
 def pretrained_learner(run: Run, warnings: list[str]) -> Learner | None:
@@ -50,18 +61,19 @@ def pretrained_learner(run: Run, warnings: list[str]) -> Learner | None:
     except BackboneError as error:
         warnings.append(f"No baselines: {error}")
         return None
-    learner = new_learner(backbone, run.learner.device)
+    learner = new_learner(backbone, run.learner.device, type(run.learner))
     learner.backbone.use_attention(twice_differentiable=False)
     return learner
 
 
-def measure(method: Method, episodes: Sequence[Episode], texts: dict[int, EncodedTexts]) -> Outcome:
+def measure(method: Method, episodes: Sequence[Episode], texts: dict[int, EncodedTexts], learner: Learner) -> Outcome:
     """Run a method on the episodes. Each method is timed from the support set's texts to a classifier.
 
     Args:
         method: what to measure.
         episodes: the same ones for every method.
         texts: what frozen encoders encoded before, for all methods and numbers of shots; added to.
+        learner: of the tasks' kind, which knows how answers are scored.
     """
     outcome = Outcome()
     episodes = [episode.named() for episode in episodes] if method.names else episodes
@@ -70,12 +82,12 @@ def measure(method: Method, episodes: Sequence[Episode], texts: dict[int, Encode
             begin = time.perf_counter()
             predict = method.fit(episode, _batch(method, episode, episode.support))
             outcome.seconds.append(time.perf_counter() - begin)
-            outcome.add(episode, predict(episode, _batch(method, episode, episode.query)))
+            outcome.add(learner, episode, predict(episode, _batch(method, episode, episode.query)))
         return outcome
     encoder = replace(method.encoder, names=False)
     encoded = texts.setdefault(id(method.encoder), EncodedTexts(encoder))
     for episode, both in zip(episodes, encoded.episodes(episodes), strict=True):
-        outcome.add(episode, method.fit(episode, both.support)(episode, both.query))
+        outcome.add(learner, episode, method.fit(episode, both.support)(episode, both.query))
     for episode in episodes[:_TIMED]:
         begin = time.perf_counter()
         method.fit(episode, next(encode_once(encoder, [replace(episode, query=episode.support)])).support)
@@ -85,5 +97,5 @@ def measure(method: Method, episodes: Sequence[Episode], texts: dict[int, Encode
 
 def _batch(method: Method, episode: Episode, examples: Examples) -> Batch:
     if method.tokenizer is not None:
-        return method.tokenizer.batch(examples, episode.ways)
+        return method.tokenizer.batch(examples, episode.labels)
     return Batch(torch.tensor(examples.labels), episode.ways, names=examples.names)

@@ -33,6 +33,7 @@ class Method(ABC):
         tokenizer: the learner that turns texts into token batches, for methods without an ``encoder`` that want tokens.
         names: whether the labels' names are among its support examples.
         slow: whether it takes seconds an episode, so that it is measured on fewer episodes.
+        whole_texts: whether it can only label whole texts.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Method(ABC):
     tokenizer: Learner | None = None
     names: bool = False
     slow: bool = False
+    whole_texts: bool = False
 
     @abstractmethod
     def fit(self, episode: Episode, support: Batch) -> Predict:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from kshot.evaluation.methods import Labels
+from kshot.models import Batch
+from kshot.models.kinds.tagging import f1
 from kshot.tasks import Episode
 
 
@@ -18,11 +20,11 @@ class Confusions:
     def __init__(self) -> None:
         self.counts: dict[str, Counter[tuple[str, str]]] = {}
 
-    def add(self, episode: Episode, predicted: Labels) -> None:
-        """Count an episode's predictions."""
-        counter = self.counts.setdefault(episode.task, Counter())
-        for truth, guess in zip(episode.query.labels, predicted, strict=True):
-            counter[episode.labels[truth], episode.labels[guess]] += 1
+    def add(self, task: str, names: Sequence[str], truth: Labels, predicted: Labels) -> None:
+        """Count an episode's predictions, given as numbers of its classes' names."""
+        counter = self.counts.setdefault(task, Counter())
+        for right, guess in zip(truth, predicted, strict=True):
+            counter[names[right], names[guess]] += 1
 
     def labels(self) -> list[dict[str, Any]]:
         """Return precision, recall and F1 of every label: ``task, label, precision, recall, f1, queries``."""
@@ -42,6 +44,33 @@ class Confusions:
         counter = self.counts[task]
         names = _names(counter)
         return {"task": task, "labels": names, "matrix": [[counter[true, guess] for guess in names] for true in names]}
+
+
+class EntityCounts:
+    """How many entities of each type were found, were found rightly, and are there, by task."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[str, Counter[str]]] = {}
+
+    def add(self, episode: Episode, predicted: Sequence[set[tuple[int, int, int]]], query: Batch) -> None:
+        """Count an episode's entities, whose types are class numbers."""
+        by_type = self._counts.setdefault(episode.task, {})
+        for found, given in zip(predicted, query.targets, strict=True):
+            for what, listed in (("found", found), ("given", given), ("right", found & set(given))):
+                for _, _, number in listed:
+                    by_type.setdefault(episode.labels[number - 1], Counter())[what] += 1
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return ``task, type, precision, recall, f1, support`` of every type, and of all together (``type`` "micro")."""
+        listed = []
+        for task, by_type in self._counts.items():
+            every = sum(by_type.values(), Counter[str]())
+            for name, counts in (*sorted(by_type.items()), ("micro", every)):
+                precision, recall = (counts["right"] / max(1, counts[what]) for what in ("found", "given"))
+                score = f1(*(counts[what] for what in ("right", "found", "given")))
+                figures = {"precision": precision, "recall": recall, "f1": score}
+                listed.append({"task": task, "type": name, **figures, "support": counts["given"]})
+        return listed
 
 
 def reliability(confidences: Sequence[tuple[float, bool]], bins: int = 15) -> list[dict[str, float]]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from kshot.errors import ConfigError, listing
+from kshot.errors import ConfigError, DataError, listing
 from kshot.evaluation.baselines import new_baselines
 from kshot.evaluation.map import embedding_map
 from kshot.evaluation.measuring import Outcome, measure, pretrained_learner
 from kshot.evaluation.methods import MetaTrained, Method, Transductive
 from kshot.evaluation.metrics import calibration_error
 from kshot.models.features import EncodedTexts
+from kshot.models.kinds import kind_of
 from kshot.statistics import Mean, mean
-from kshot.tasks import EpisodeSampler, EpisodeSpec, TaskSuite
+from kshot.tasks import EpisodeSpec, Task, TaskSuite
 from kshot.training import Run
 
 REPORT_SCHEMA = 1
@@ -81,14 +82,15 @@ def evaluate(
         DataError: the split has too few labels or examples for the protocol.
         ConfigError: an unknown baseline.
     """
-    tasks = suite[config.split]
+    tasks, kind = suite[config.split], kind_of(run.learner.kind)
+    require_kind(run, tasks)
     streams = {
-        shots: EpisodeSampler(tasks, EpisodeSpec(config.ways, shots, config.queries), config.seed)[: config.episodes]
+        shots: kind.schema.episodes(tasks, EpisodeSpec(config.ways, shots, config.queries), config.seed)[: config.episodes]
         for shots in config.shots
     }
     warnings = _warnings(run, suite, config)
     pretrained = pretrained_learner(run, warnings)
-    baselines = [] if pretrained is None else new_baselines(config.baselines, pretrained)
+    baselines = [] if pretrained is None else new_baselines(config.baselines, pretrained, warnings)
     methods: list[Method] = [MetaTrained(run), *([Transductive(run)] if config.transductive else []), *baselines]
     outcomes: dict[tuple[str, int], Outcome] = {}
     texts: dict[int, EncodedTexts] = {}
@@ -97,10 +99,11 @@ def evaluate(
             chosen = episodes[: config.slow_episodes] if method.slow else episodes
             if not chosen:
                 continue
-            outcome = outcomes[method.name, shots] = measure(method, chosen, texts)
+            outcome = outcomes[method.name, shots] = measure(method, chosen, texts, run.learner)
             tell(f"{method.name}, {shots} shot(s): {mean(outcome.accuracies).percent()}%  ({len(chosen)} episodes)")
     largest = max(config.shots)
     ours = outcomes[methods[0].name, largest]
+    mapped = tasks if kind.scoped else ()  # a map shows texts, each of one label
     return {
         "schema": REPORT_SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,6 +116,8 @@ def evaluate(
         },
         "protocol": {
             "suite": suite.name,
+            "kind": run.learner.kind,
+            "metric": run.learner.metric,
             "split": config.split,
             "tasks": len(tasks),
             "labels": sum(len(task.labels) for task in tasks),
@@ -136,10 +141,25 @@ def evaluate(
             {"method": methods[0].name, "shots": largest, **ours.confusions.matrix(task)}
             for task in list(ours.confusions.counts)[:_MATRICES]
         ],
+        "entities": [{"method": methods[0].name, "shots": largest, **row} for row in ours.entities.rows()],
         "training": run.card.get("training"),
-        "map": [] if pretrained is None else [embedding_map(task, pretrained, run.learner) for task in tasks[:_MATRICES]],
+        "map": [embedding_map(task, pretrained, run.learner) for task in mapped[:_MATRICES]] if pretrained else [],
         "warnings": warnings,
     }
+
+
+def require_kind(run: Run, tasks: Sequence[Task]) -> None:
+    """Refuse tasks of another kind than the run learned.
+
+    Raises:
+        DataError: they are.
+    """
+    other = next((task for task in tasks if task.kind != run.learner.kind), None)
+    if other is not None:
+        raise DataError(
+            f"The task '{other.name}' is of the kind {other.kind}, and the run was meta-trained on {run.learner.kind}.",
+            mend=f"Read it with --kind {run.learner.kind}, or name another run.",
+        )
 
 
 def _warnings(run: Run, suite: TaskSuite, config: EvaluationConfig) -> list[str]:

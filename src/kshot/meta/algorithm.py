@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kshot.errors import ConfigError, TrainingError, listing, nearest
 from kshot.models.batch import Batch, EncodedEpisode
@@ -55,32 +54,31 @@ class Algorithm(ABC):
         """Return how near texts are to what the task knows (B,), where an algorithm has a measure of it beside class scores."""
         return None
 
+    def reads_untouched(self, adapted: Adapted) -> bool:
+        """Whether what was adapted labels texts by the encoder as it was before meta-training."""
+        return False
+
     def at(self, step: int) -> Algorithm:
         """Return the algorithm as it is at a meta-update, counted from 0: some change in the course of the training."""
         return self
 
     def meta_loss(self, learner: Learner, episodes: Sequence[EncodedEpisode]) -> tuple[Tensor, Metrics]:
         """Return the loss, averaged over episodes and differentiable in ``learner.params``, and what to show of it."""
-        losses, right = [], 0.0
+        losses, score = [], 0.0
         for episode in episodes:
             narrow, focal = focused(learner, episode)
             loss, logits = self.episode_loss(narrow, focal if self.moves_backbone else encoded(narrow, focal))
             losses.append(loss)
-            right += accuracy(logits, episode.query.labels) / len(episodes)
-        return torch.stack(losses).mean(), {"accuracy": right}
+            score += learner.score(logits.detach(), episode.query) / len(episodes)
+        return torch.stack(losses).mean(), {learner.metric: score}
 
     def episode_loss(self, learner: Learner, episode: EncodedEpisode) -> tuple[Tensor, Tensor]:
         """Return an episode's meta-loss and the query set's class scores (B, N).
 
-        By default the query set's cross-entropy after adapting to the support set.
+        By default the query set's loss after adapting to the support set.
         """
         logits = self.logits(learner, self.adapt(learner, episode.support), episode.query)
-        return F.cross_entropy(logits, episode.query.labels), logits
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Return the share of rows whose largest score is at their label."""
-    return float((logits.argmax(-1) == labels).double().mean())
+        return learner.loss_of(logits, episode.query), logits
 
 
 def adapted_safely(algorithm: Algorithm, learner: Learner, support: Batch) -> Adapted:

@@ -7,7 +7,6 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kshot.errors import ConfigError
 from kshot.meta.maml import MAML
@@ -77,5 +76,5 @@ class MAMLPlusPlus(MAML):
         losses = []
         for phi in self.trajectory(learner, episode.support, every=True):
             logits = self.logits(learner, phi, episode.query)
-            losses.append(F.cross_entropy(logits, episode.query.labels))
+            losses.append(learner.loss_of(logits, episode.query))
         return self.multi_step * torch.stack(losses).mean() + (1 - self.multi_step) * losses[-1], logits

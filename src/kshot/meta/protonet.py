@@ -12,7 +12,7 @@ from kshot.errors import ConfigError
 from kshot.meta.algorithm import Adapted, require_known
 from kshot.meta.finetuning import fine_tuned
 from kshot.meta.metric import Metric, class_means, head, one_hot, require_positive, unit
-from kshot.meta.regression import WEIGHT, class_scores, regression
+from kshot.meta.regression import UNTOUCHED, WEIGHT, class_scores, regression
 from kshot.models.batch import Batch, EncodedEpisode
 from kshot.models.focus import encoded
 from kshot.models.learner import Learner, Params
@@ -53,6 +53,8 @@ class ProtoNet(Metric):
         regression_shots: examples a label from which on the regression is taken; with fewer, prototypes.
         regression_scale: what the regression's class scores are multiplied by, so that it is about as sure of itself as it is
             right; where the head is chosen, so is this.
+        go_back: whether the regression may see a task by the encoder as it was before meta-training, where leaving out one
+            example after another shows that this suits it better; a run then keeps both.
         lexical: whether the regression may also go by words and character n-grams, as far as leaving out one example after
             another shows that they help (`kshot.meta.regression`).
         finetune_steps: steps by which the encoder goes on learning on a support set when it adapts, by the loss of
@@ -80,6 +82,7 @@ class ProtoNet(Metric):
     regression_shots: int = 1
     regression_scale: float = 1.0
     lexical: bool = True
+    go_back: bool = True
     finetune_steps: int = 0
     finetune_lr: float = 5e-5
     finetune_shots: int = 5
@@ -124,17 +127,24 @@ class ProtoNet(Metric):
         z, weights = self._embed(learner, support), self.weights(learner, support)
         moved |= {"prototypes": class_means(z, support, weights)}
         if self.head == "regression" and len(support) - support.names >= self.regression_shots * support.ways:
-            moved |= regression(z, support, weights, self.lexical)
+            moved |= regression(z, support, weights, self.lexical, _untouched(learner, support))
         return moved
 
     def logits(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
-        z = self._embed(_moved(learner, adapted), query)
+        if UNTOUCHED in adapted:
+            z = _untouched(learner, query)
+            assert z is not None
+        else:
+            z = self._embed(_moved(learner, adapted), query)
         if WEIGHT in adapted:
             return self.regression_scale * class_scores(z, query, adapted)
         c = adapted["prototypes"]
         if self.metric == "cosine":
             return self.inverse_temperature(learner) * z @ F.normalize(c, dim=-1).T
         return -(z.unsqueeze(1) - c).square().sum(-1)
+
+    def reads_untouched(self, adapted: Adapted) -> bool:
+        return UNTOUCHED in adapted
 
     def nearness(self, learner: Learner, adapted: Adapted, query: Batch) -> Tensor | None:
         if self.metric != "cosine":
@@ -175,6 +185,13 @@ def _moved(learner: Learner, adapted: Adapted) -> Learner:
     """Return the learner with the weights that fine-tuning moved, if any."""
     moved = {name: value for name, value in adapted.items() if name in learner.params}
     return learner.with_params(learner.params | moved) if moved else learner
+
+
+def _untouched(learner: Learner, batch: Batch) -> Tensor | None:
+    """Return the vectors (B, H), of unit length, of the encoder before meta-training; None where that was not kept."""
+    if batch.untouched is None and batch.features is None:
+        batch = learner.featurised(batch)
+    return None if batch.untouched is None else F.normalize(batch.untouched, dim=-1)
 
 
 def left_out_cosines(z: Tensor, batch: Batch, weights: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 How much the words count, and how strongly the head is held back, are chosen for each support set by leaving out one text after
 another from ridge regressions: the words get the share of the least squared error, and the head is held back as strongly as
 goes without clearly more texts labelled wrongly (the one-standard-error rule), since few examples tell penalties apart badly
-and a weak one is where they mislead. Leaving out has a closed form: with K the n x n products of the examples' features (a
-constant among them) and Y their one-hot labels::
+and a weak one is where they mislead. In the same way a task is given back to the encoder as it was before meta-training, where
+that suits it better: what is learned on other tasks need not help on every one. Leaving out has a closed form: with K the
+n x n products of the examples' features (a constant among them) and Y their one-hot labels::
 
     C = (K + lambda I)^-1        y_i - (prediction of i without i) = [C Y]_i / C_ii
 
@@ -38,6 +39,7 @@ from kshot.models.batch import Batch
 
 REGRESSION = "regression."  # what the names of all that the head adapts begin with
 WEIGHT, BIAS = "regression.weight", "regression.bias"
+UNTOUCHED = "regression.untouched"  # there where the head sees the vectors of the encoder before meta-training
 _LEXICAL, _TERMS, _IDF = "regression.lexical", "regression.terms", "regression.idf"
 _STEPS = 1000
 _SHARES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the words, against 1 of the vectors
@@ -47,9 +49,11 @@ _STRENGTH = 3.0  # of the data against the penalty |W|^2 / 2, times the ridge: t
 _MOST = 600  # examples to choose on
 
 Matrix = npt.NDArray[np.float64]
+Features = tuple[int, float]
+"""Which encoder's vectors, and the share of the words."""
 
 
-def regression(z: Tensor, support: Batch, weights: Tensor, lexical: bool = True) -> Adapted:
+def regression(z: Tensor, support: Batch, weights: Tensor, lexical: bool = True, untouched: Tensor | None = None) -> Adapted:
     """Return a head that minimises the penalised cross-entropy of the support set, by L-BFGS.
 
     Args:
@@ -57,27 +61,32 @@ def regression(z: Tensor, support: Batch, weights: Tensor, lexical: bool = True)
         support: its labels, and its texts where the words may count; every class has an example.
         weights: how much each example counts (B,).
         lexical: whether the words may count.
+        untouched: vectors (B, H) of another encoder, that before meta-training, which the head is of where they are better
+            by the least squared error.
     """
-    x, labels, w = (value.detach().cpu().double().numpy() for value in (z, support.labels, weights))
+    labels, w = (value.detach().cpu().double().numpy() for value in (support.labels, weights))
     y = labels.astype(np.int64)
-    products, several = {0.0: x @ x.T}, np.bincount(y).min() > 1  # so that one left out leaves its class an example
-    if lexical and support.texts and several:
+    encoders = [value.detach().cpu().double().numpy() for value in (z, untouched) if value is not None]
+    if np.bincount(y).min() == 1:  # one left out would leave its class none
+        return _tensors(dict(zip((WEIGHT, BIAS), _fitted(encoders[0], y, w, _STRENGTH / _USUAL_RIDGE), strict=True)), z)
+    products = {(number, 0.0): x @ x.T for number, x in enumerate(encoders)}
+    if lexical and support.texts:
         terms, idf = vocabulary(support.texts)
         t = term_vectors(support.texts, terms, idf)
-        near, overlap = products[0.0], (t @ t.T).toarray()
-        products = {share: (near + share * overlap) / (1 + share) for share in _SHARES}
-    share, ridge = _chosen(products, y, support) if several else (0.0, _USUAL_RIDGE)
-    strength = _STRENGTH / ridge
+        overlap = (t @ t.T).toarray()
+        products = {(n, share): (k + share * overlap) / (1 + share) for (n, _), k in products.items() for share in _SHARES}
+    (number, share), ridge = _chosen(products, y, support)
+    x, strength, mark = encoders[number], _STRENGTH / ridge, {UNTOUCHED: torch.ones(())} if number else {}
     if not share:
-        return _tensors(dict(zip((WEIGHT, BIAS), _fitted(x, y, w, strength), strict=True)), z)
+        return _tensors(dict(zip((WEIGHT, BIAS), _fitted(x, y, w, strength), strict=True)), z) | mark
     # the same regression in the n coordinates that the examples span: there are more terms than examples
-    values, vectors = np.linalg.eigh(products[share])
+    values, vectors = np.linalg.eigh(products[number, share])
     kept = values > 1e-9 * values.max()
     root = np.sqrt(values[kept])
     weight, bias = _fitted(vectors[:, kept] * root, y, w, strength)
     dual = weight @ (vectors[:, kept] / root).T / (1 + share)
     head = {WEIGHT: dual @ x, BIAS: bias, _LEXICAL: share * (t.T @ dual.T).T}
-    return _tensors(head, z) | {_TERMS: terms, _IDF: idf}
+    return _tensors(head, z) | {_TERMS: terms, _IDF: idf} | mark
 
 
 def class_scores(z: Tensor, query: Batch, adapted: Adapted) -> Tensor:
@@ -90,15 +99,15 @@ def class_scores(z: Tensor, query: Batch, adapted: Adapted) -> Tensor:
     return scores + torch.from_numpy(t @ adapted[_LEXICAL].cpu().double().numpy().T).to(scores)
 
 
-def _chosen(products: dict[float, Matrix], y: npt.NDArray[np.int64], support: Batch) -> tuple[float, float]:
-    """Return the share, of those that there are products for, and the ridge."""
+def _chosen(products: dict[Features, Matrix], y: npt.NDArray[np.int64], support: Batch) -> tuple[Features, float]:
+    """Return the features, of those that there are products for, and the ridge."""
     some = np.flatnonzero(y < max(2, support.ways * _MOST // len(y)))  # of a task with many labels, some tell as well
     texts = int((some < len(y) - support.names).sum())
-    errors = {share: left_out_errors(k[np.ix_(some, some)], y[some], texts, _RIDGES) for share, k in products.items()}
-    share = min(errors, key=lambda one: min(squared for _, squared in errors[one]))
-    fewest = min(wrong for wrong, _ in errors[share])
+    errors = {one: left_out_errors(k[np.ix_(some, some)], y[some], texts, _RIDGES) for one, k in products.items()}
+    best = min(errors, key=lambda one: min(squared for _, squared in errors[one]))
+    fewest = min(wrong for wrong, _ in errors[best])
     most = fewest + (fewest * (1 - fewest / texts)) ** 0.5
-    return share, max(ridge for ridge, (wrong, _) in zip(_RIDGES, errors[share], strict=True) if wrong <= most)
+    return best, max(ridge for ridge, (wrong, _) in zip(_RIDGES, errors[best], strict=True) if wrong <= most)
 
 
 def left_out_errors(

@@ -9,17 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kshot.models.spans import Spans
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples ready for a learner.
+    """Examples ready for a learner. What is labelled is a unit: a text, or of some kinds a word of it.
 
     Args:
-        input_ids: token ids (B, L), or None where ``features`` are given.
-        mask: 1 for tokens and 0 for padding (B, L).
-        labels: class indices (B,).
+        input_ids: token ids (R, L), or None where ``features`` are given; a row a text, but for long ones that take several.
+        mask: 1 for tokens and 0 for padding (R, L).
+        labels: class indices of the units (B,).
         ways: the number of classes N.
-        features: text vectors (B, H) that stand for the tokens; a frozen or already applied encoder is not run again.
+        features: vectors of the units (B, H) that stand for the tokens; a frozen or already applied encoder is not run again.
+        untouched: vectors of the same units by the encoder as it was before meta-training, where a run has it.
+        spans: which tokens are pooled to the units' vectors; None where each text is a unit.
+        units: which of all the units of its examples the batch has; None for all.
+        sizes: the units of each example; empty where each text is one.
+        targets: what each example is to be answered with, of kinds where that is not its labels.
         states: what enters layer ``first_layer``, where those below were already applied; one tensor a pass of the learner.
         first_layer: see ``states``.
         names: how many of the examples, the last ones, are the names of their labels.
@@ -36,6 +43,11 @@ class Batch:
     first_layer: int = 0
     names: int = 0
     texts: tuple[str, ...] = ()
+    untouched: Tensor | None = None
+    spans: Spans | None = None
+    units: Tensor | None = None
+    sizes: tuple[int, ...] = ()
+    targets: tuple[Any, ...] = ()
     memo: dict[str, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -45,14 +57,14 @@ class Batch:
         """Return the batch on another device."""
         moved = {
             name: value.to(device)
-            for name in ("labels", "input_ids", "mask", "features")
+            for name in ("labels", "input_ids", "mask", "features", "untouched", "spans", "units")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
 
     def with_features(self, features: Tensor) -> Batch:
-        """Return the batch with its tokens replaced by text vectors."""
-        return replace(self, input_ids=None, mask=None, features=features)
+        """Return the batch with its tokens replaced by the units' vectors."""
+        return replace(self, input_ids=None, mask=None, spans=None, features=features)
 
     def with_states(self, states: tuple[Tensor, ...], first_layer: int) -> Batch:
         """Return the batch with its lower layers applied."""
@@ -78,7 +90,7 @@ class EncodedEpisode:
 
 
 def join(first: Batch, second: Batch) -> Batch:
-    """Return one batch with the examples of both, names being examples like any other."""
+    """Return one batch with the units of both, names being examples like any other."""
     labels = torch.cat([first.labels, second.labels])
     if first.features is not None and second.features is not None:
         return Batch(labels, first.ways, features=torch.cat([first.features, second.features]))
@@ -89,7 +101,9 @@ def join(first: Batch, second: Batch) -> Batch:
         torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
         for parts in ((first.input_ids, second.input_ids), (first.mask, second.mask))
     )
-    return Batch(labels, first.ways, ids, mask)
+    both = first.spans is not None and second.spans is not None
+    spans = first.spans.followed_by(second.spans, len(first.input_ids)) if both else None  # type: ignore[union-attr, arg-type]
+    return Batch(labels, first.ways, ids, mask, spans=spans, sizes=first.sizes + second.sizes)
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -12,31 +14,37 @@ from kshot.tasks import Episode, Examples
 
 
 class EncodedTexts:
-    """Vectors of texts, each encoded when it is first asked for.
+    """Vectors of texts' units, each text encoded when it is first asked for.
 
     Args:
-        learner: the encoder; a text's vector is at its parameters.
+        learner: the encoder; a vector is at its parameters.
     """
 
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
-        self._position: dict[str, int] = {}
-        self._vectors = learner.embed_texts([])
+        self._places: dict[str, range] = {}
+        self._encoders = [learner, *([] if (before := learner.before()) is None else [before])]
+        self._vectors = [encoder.embed_units([])[0] for encoder in self._encoders]
 
     def episodes(self, episodes: Sequence[Episode]) -> Iterator[EncodedEpisode]:
-        """Yield episodes with text vectors in place of tokens; all that is new in them is encoded together."""
+        """Yield episodes with vectors in place of tokens; all that is new in them is encoded together."""
         episodes = [episode.named() for episode in episodes] if self._learner.names else episodes
         texts = dict.fromkeys(text for e in episodes for side in (e.support, e.query) for text in side.texts)
-        new = [text for text in texts if text not in self._position]
-        self._position.update({text: len(self._position) + index for index, text in enumerate(new)})
-        self._vectors = torch.cat([self._vectors, self._learner.embed_texts(new)])
+        new = [text for text in texts if text not in self._places]
+        embedded = [encoder.embed_units(new) for encoder in self._encoders]
+        ends = accumulate(embedded[0][1], initial=len(self._vectors[0]))
+        self._places.update({text: range(*ends_of) for text, ends_of in zip(new, pairwise(ends), strict=True)})
+        self._vectors = [torch.cat([old, added]) for old, (added, _) in zip(self._vectors, embedded, strict=True)]
         for episode in episodes:
-            yield EncodedEpisode(*(self._batch(side, episode.ways) for side in (episode.support, episode.query)))
+            yield EncodedEpisode(*(self._batch(side, episode.labels) for side in (episode.support, episode.query)))
 
-    def _batch(self, examples: Examples, ways: int) -> Batch:
-        features = self._vectors[[self._position[text] for text in examples.texts]]
-        labels = torch.tensor(examples.labels, device=features.device)
-        return Batch(labels, ways, features=features, names=examples.names, texts=examples.texts)
+    def _batch(self, examples: Examples, labels: Sequence[str]) -> Batch:
+        places = torch.tensor([place for text in examples.texts for place in self._places[text]], dtype=torch.long)
+        batch = self._learner.annotated(examples, labels)
+        places = places if batch.units is None else places[batch.units]
+        own, *before = [vectors[places.to(vectors.device)] for vectors in self._vectors]
+        batch = batch.to(own.device).with_features(own)
+        return replace(batch, untouched=before[0]) if before else batch
 
 
 def encode_once(learner: Learner, episodes: Sequence[Episode]) -> Iterator[EncodedEpisode]:

@@ -1,4 +1,6 @@
-"""The learner (base-learner): backbone and head for classification, pure in its parameters.
+"""The learner (base-learner): backbone and head, pure in its parameters; this one classifies texts.
+
+Those of other kinds of task (`kshot.models.kinds`) differ in what they make of examples: units, their vectors, loss and score.
 
 Nothing here holds the state of an adaptation: every function takes the parameters that it is evaluated at, so that fast
 weights, finite differences and vectorised tasks all use the same code.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from kshot.models.backbones import Backbone
 from kshot.models.batch import Batch, EncodedEpisode, by_length, pad
 from kshot.models.packed_batch import Packing
 from kshot.models.select import ADAPTER, BACKBONE, HEAD
+from kshot.models.spans import Placed
 from kshot.models.tokens import TokenStore, token_store
 from kshot.models.vectors import VectorStore, vector_store
 from kshot.tasks import Corpus, Episode, Examples
@@ -55,6 +58,7 @@ class Learner:
         fast: whether to use the packed forward pass where the backbone has one; it is the same function.
         precision: ``fp32``, or ``bf16`` for products of rounded factors.
         names: whether the labels' names are support examples of their labels.
+        untouched: the backbone's parameters before meta-training, where a task may go back to them.
     """
 
     backbone: Backbone
@@ -65,6 +69,10 @@ class Learner:
     fast: bool = True
     precision: str = "fp32"
     names: bool = False
+    untouched: Params | None = None
+    kind: ClassVar[str] = "classification"
+    metric: ClassVar[str] = "accuracy"
+    parts: ClassVar[int] = 1  # how many times the backbone's width a unit's vector has
 
     @property
     def device(self) -> torch.device:
@@ -77,11 +85,14 @@ class Learner:
         return self.params | {"head.weight": weight.expand(ways, -1).contiguous(), "head.bias": bias.expand(ways).contiguous()}
 
     def features(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Return text vectors (B, H)."""
+        """Return the vectors of the units (B, H): of texts, or of what the batch's spans make of them."""
         if batch.features is not None:
             return batch.features
         passes = self._passes(batch)
         below = batch.states or (None,) * len(passes)
+        if batch.spans is not None:
+            placed = (self._placed(params, *both, batch.first_layer) for both in zip(passes, below, strict=True))
+            return batch.spans.pooled(placed)
         vectors = [self._forward(params, *both, batch.first_layer) for both in zip(passes, below, strict=True)]
         in_order = len(passes) == 1 and passes[0].rows == sorted(passes[0].rows)
         return vectors[0] if in_order else torch.cat(vectors)[_back([one.rows for one in passes])]
@@ -105,18 +116,26 @@ class Learner:
         """Return the text vectors of one pass: by the packed forward where there is one, by the model's own elsewhere."""
         packed = self.backbone.packed
         if packed is not None and one.packing is not None:
-            return packed.features(
-                _module_names(params),
-                one.packing,
-                dropout=self.dropout,
-                precision=self.precision,
-                first_layer=first_layer,
-                states=states,
-            )
+            options = self._packed_options(states, first_layer)
+            return packed.features(_module_names(params), one.packing, **options)
+        return self.backbone.pool(self._token_states(params, one), one.mask)
+
+    def _placed(self, params: Mapping[str, Tensor], one: _Pass, states: Tensor | None, first_layer: int) -> Placed:
+        """Return the token states of one pass, by the same forward pass."""
+        packed, width = self.backbone.packed, one.input_ids.shape[1]
+        if packed is not None and one.packing is not None:
+            found = packed.states(_module_names(params), one.packing, **self._packed_options(states, first_layer))
+            return Placed(one.rows, width, found, one.packing.slots)
+        return Placed(one.rows, width, self._token_states(params, one).flatten(0, 1))
+
+    def _packed_options(self, states: Tensor | None, first_layer: int) -> dict[str, Any]:
+        return {"dropout": self.dropout, "precision": self.precision, "first_layer": first_layer, "states": states}
+
+    def _token_states(self, params: Mapping[str, Tensor], one: _Pass) -> Tensor:
         self.backbone.model.train(self.dropout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             states = self.backbone.states(params, one.input_ids, one.mask)
-        return self.backbone.pool(states.to(next(iter(params.values())).dtype), one.mask)
+        return states.to(next(iter(params.values())).dtype)
 
     def _passes(self, batch: Batch) -> list[_Pass]:
         """Return a batch's passes, worked out once."""
@@ -146,20 +165,59 @@ class Learner:
         return F.linear(z, params["head.weight"], params["head.bias"])
 
     def loss(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Return the mean cross-entropy, a scalar."""
-        return F.cross_entropy(self.logits(params, batch), batch.labels)
+        """Return the loss of a batch, a scalar."""
+        return self.loss_of(self.logits(params, batch), batch)
+
+    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of class scores (B, N), a scalar."""
+        return F.cross_entropy(logits, batch.labels)
+
+    def score(self, logits: Tensor, batch: Batch) -> float:
+        """Return how good the answers of class scores (B, N) are, by what the kind is measured by, from 0 to 1."""
+        return self.score_of(logits.argmax(-1), batch)
+
+    def score_of(self, classes: Tensor, batch: Batch) -> float:
+        """Return how good answers (B,) are, from 0 to 1."""
+        return float((classes == batch.labels).double().mean())
+
+    def class_names(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the classes of a task with these labels."""
+        return tuple(labels)
 
     def featurised(self, batch: Batch) -> Batch:
-        """Return the batch with its texts encoded by the meta-parameters, differentiably where gradients are on."""
-        return batch.with_features(self.features(self.params, batch))
+        """Return the batch with its texts encoded by the meta-parameters, differentiably where gradients are on.
 
-    def batch(self, examples: Examples, ways: int, corpus: str = "") -> Batch:
+        And by the untouched ones, where there are any.
+        """
+        encoded = batch.with_features(self.features(self.params, batch))
+        if (before := self.before()) is None or batch.features is not None:
+            return encoded
+        with torch.no_grad():
+            return replace(encoded, untouched=before.features(before.params, batch))
+
+    def before(self) -> Self | None:
+        """Return the learner as it was before meta-training; None where that was not kept."""
+        if self.untouched is None:
+            return None
+        return replace(self, params=self.params | self.untouched, untouched=None, vectors={})
+
+    def annotated(self, examples: Examples, labels: Sequence[str]) -> Batch:
+        """Return the examples as a batch without tokens or vectors.
+
+        Args:
+            examples: the examples.
+            labels: those of the task or episode.
+        """
+        numbers = torch.tensor(examples.labels, dtype=torch.long)
+        return Batch(numbers, len(labels), names=examples.names, texts=examples.texts)
+
+    def batch(self, examples: Examples, labels: Sequence[str], corpus: str = "") -> Batch:
         """Return the examples as a batch: vectors or token ids from the stores of their corpus, where they are open."""
-        labels = torch.tensor(examples.labels, dtype=torch.long)
-        rows, batch = examples.rows, Batch(labels, ways, names=examples.names, texts=examples.texts)
+        rows, batch = examples.rows, self.annotated(examples, labels)
         if corpus in self.vectors and rows:
             stored = self.vectors[corpus].rows(rows).to(self.device)
-            return batch.to(self.device).with_features(torch.cat([stored, self.embed_texts(examples.texts[len(rows) :])]))
+            named = self.embed(self._tokens(examples.texts[len(rows) :]))
+            return batch.to(self.device).with_features(torch.cat([stored, named]))
         known = self.stores[corpus].rows(rows) if corpus in self.stores else []
         input_ids, mask = pad(known + self._tokens(examples.texts[len(known) :]), self.backbone.tokenizer.pad_token_id or 0)
         return replace(batch, input_ids=input_ids, mask=mask).to(self.device)
@@ -170,7 +228,7 @@ class Learner:
     def encode(self, episode: Episode) -> EncodedEpisode:
         """Return an episode's support and query batches."""
         episode = episode.named() if self.names else episode
-        support, query = (self.batch(side, episode.ways, episode.corpus) for side in (episode.support, episode.query))
+        support, query = (self.batch(side, episode.labels, episode.corpus) for side in (episode.support, episode.query))
         return EncodedEpisode(support, query)
 
     @torch.no_grad()
@@ -190,11 +248,15 @@ class Learner:
         """Return the vectors (n, H) of texts."""
         return self.embed(self._tokens(texts))
 
-    def with_stores(self, corpora: Sequence[Corpus]) -> Learner:
+    def embed_units(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Return the vectors of all units of texts, and how many each text has."""
+        return self.embed_texts(texts), [1] * len(texts)
+
+    def with_stores(self, corpora: Sequence[Corpus]) -> Self:
         """Return the learner with the token ids of these corpora at hand, tokenised now or in an earlier process."""
         return replace(self, stores={corpus.fingerprint: token_store(corpus, self.backbone) for corpus in corpora})
 
-    def with_vectors(self, most: int) -> Learner:
+    def with_vectors(self, most: int) -> Self:
         """Return the learner with the text vectors of its corpora at hand, encoded now or in an earlier process.
 
         Args:
@@ -203,7 +265,7 @@ class Learner:
         chosen = {corpus: tokens for corpus, tokens in self.stores.items() if len(tokens) <= most}
         return replace(self, vectors={corpus: vector_store(corpus, tokens, self) for corpus, tokens in chosen.items()})
 
-    def with_params(self, params: Mapping[str, Tensor]) -> Learner:
+    def with_params(self, params: Mapping[str, Tensor]) -> Self:
         """Return the learner at other parameters."""
         return replace(self, params=dict(params))
 
@@ -218,12 +280,18 @@ def _back(groups: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([index for group in groups for index in group], dtype=torch.long).argsort()
 
 
-def new_learner(backbone: Backbone, device: str | torch.device = "cpu") -> Learner:
-    """Return a learner that starts at the pretrained weights, with a head whose shared class vector is zero."""
-    hidden = backbone.hidden_size
+def new_learner(backbone: Backbone, device: str | torch.device = "cpu", kind: type[Learner] = Learner) -> Learner:
+    """Return a learner that starts at the pretrained weights, with a head whose shared class vector is zero.
+
+    Args:
+        backbone: the encoder or decoder.
+        device: where to compute.
+        kind: the learner of a kind of task; see `kshot.models.kinds`.
+    """
+    hidden = kind.parts * backbone.hidden_size
     dtype = next(backbone.model.parameters()).dtype
     backbone.model.to(device)
     params = {name: parameter.detach().to(device, copy=True) for name, parameter in backbone.parameters().items()}
     params[HEAD + "weight"] = torch.zeros(1, hidden, dtype=dtype, device=device)
     params[HEAD + "bias"] = torch.zeros(1, dtype=dtype, device=device)
-    return Learner(backbone, {name: value.requires_grad_() for name, value in params.items()})
+    return kind(backbone, {name: value.requires_grad_() for name, value in params.items()})

@@ -37,8 +37,12 @@ class TaskSummary:
 
 def summarise(task: Task, examples: int = 3) -> TaskSummary:
     """Return a task in figures, with some examples of conflicting labels."""
-    rows = np.concatenate([task.rows(label) for label in range(len(task.labels))])
-    labels = np.concatenate([np.full(task.count(label), label) for label in range(len(task.labels))])
+    if task.corpus.shared or not task.labels:  # then no label contradicts another
+        rows = task.all_rows()
+        labels = np.zeros(len(rows), np.int64)
+    else:
+        rows = np.concatenate([task.rows(label) for label in range(len(task.labels))])
+        labels = np.concatenate([np.full(task.count(label), label) for label in range(len(task.labels))])
     hashes = task.corpus.hashes[rows]
     pairs, first = np.unique(np.stack([hashes, labels.astype(np.uint64)]), axis=1, return_index=True)
     _, starts, counts = np.unique(pairs[0], return_index=True, return_counts=True)

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from kshot.tasks.columns import find_columns
-from kshot.tasks.episodes import EpisodeSampler, EpisodeSpec, Sampler
+from kshot.tasks.episodes import EpisodeSampler, EpisodeSpec, Sampler, usable_counts
 from kshot.tasks.readers import Record, Records
 from kshot.tasks.task import Task
 
@@ -82,12 +82,12 @@ class Schema(ABC):
         readers: readers of the kind's own formats, by suffix; those of `kshot.tasks.readers` serve the others.
     """
 
-    kind: str
-    least_labels: int = 2
-    shared: bool = False
-    annotated: bool = False
-    label_files: bool = False
-    readers: Mapping[str, Callable[[Path], Records]] = {}
+    kind: ClassVar[str]
+    least_labels: ClassVar[int] = 2
+    shared: ClassVar[bool] = False
+    annotated: ClassVar[bool] = False
+    label_files: ClassVar[bool] = False
+    readers: ClassVar[Mapping[str, Callable[[Path], Records]]] = {}
 
     @abstractmethod
     def columns(self, where: str, sample: Sequence[Record], options: ReadOptions, label: str | None) -> Roles:
@@ -115,6 +115,10 @@ class Schema(ABC):
     def mentions(self, annotation: str) -> Counter[str]:
         """Return how often each label is in an example, where it may have several."""
         return Counter()
+
+    def usable(self, task: Task) -> dict[str, int]:
+        """Return how many examples of each label episodes can draw."""
+        return usable_counts(task)
 
     def episodes(self, tasks: Sequence[Task], spec: EpisodeSpec, seed: int = 0) -> Sampler:
         """Return the stream of episodes of this kind."""

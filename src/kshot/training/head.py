@@ -6,7 +6,7 @@ depends on the encoder and on the kind of task, so it is measured, on tasks that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +21,8 @@ from kshot.meta.regression import REGRESSION
 from kshot.models import Learner
 from kshot.models.features import EncodedTexts
 from kshot.statistics import mean
-from kshot.tasks import Episode, EpisodeSampler, EpisodeSpec, Task
-from kshot.tasks.episodes import usable_counts
+from kshot.tasks import Episode, EpisodeSpec, Schema, Task
+from kshot.tasks.schema import CLASSIFICATION
 
 Answers = list[tuple[Tensor, Tensor]]
 """Class scores (B, N) and labels (B,) of an episode's query set, for each episode."""
@@ -34,7 +34,9 @@ _WAYS = 5
 _SEED = 32_452_843  # apart from the streams of training, validation and calibration
 
 
-def choose_head(learner: Learner, algorithm: Algorithm, tasks: Sequence[Task], episodes: int) -> dict[str, Any]:
+def choose_head(
+    learner: Learner, algorithm: Algorithm, tasks: Sequence[Task], episodes: int, schema: Schema = CLASSIFICATION
+) -> dict[str, Any]:
     """Return the hyperparameters ``head``, ``regression_shots`` and ``regression_scale`` that suit a run; empty where there is
     nothing to choose.
 
@@ -48,12 +50,13 @@ def choose_head(learner: Learner, algorithm: Algorithm, tasks: Sequence[Task], e
         algorithm: how it adapts; only where its head is to be chosen is something done.
         tasks: of meta-validation.
         episodes: how many a number of shots and of ways; 0 leaves prototypes.
+        schema: how episodes of the tasks' kind are drawn.
     """
     if getattr(algorithm, "head", None) != CHOSEN or getattr(algorithm, "metric", None) != "cosine":
         return {}
     least, texts, measured = None, EncodedTexts(learner), dict[int, Answers]()
     for shots in _SHOTS:
-        gain, measured[shots] = _measured(learner, algorithm, tasks, shots, episodes, texts)
+        gain, measured[shots] = _measured(learner, algorithm, _drawn(tasks, shots, episodes, schema), texts)
         if gain is not None:
             least = (least or shots) if gain >= 0 else None
     if least is None:
@@ -64,25 +67,25 @@ def choose_head(learner: Learner, algorithm: Algorithm, tasks: Sequence[Task], e
 
 @torch.no_grad()
 def _measured(
-    learner: Learner, algorithm: Any, tasks: Sequence[Task], shots: int, episodes: int, texts: EncodedTexts
+    learner: Learner, algorithm: Any, episodes: Iterable[Sequence[Episode]], texts: EncodedTexts
 ) -> tuple[float | None, Answers]:
-    """Return how much more accurate regression is than prototypes at best, None where no task has texts enough, and its class
-    scores with the labels.
+    """Return how much better regression is than prototypes at best, None where there are no episodes, and its class scores with
+    the labels.
 
     At best: the upper end of the 95% interval, averaged over few and all ways.
     """
     gains, answers = list[float](), Answers()
     both = replace(algorithm, head="regression", regression_shots=1)
-    for drawn in _drawn(tasks, shots, episodes):
+    for drawn in episodes:
         gained = list[float]()
         for episode in map(learner.encode, drawn) if both.moves_backbone else texts.episodes(drawn):
-            adapted, labels = both.adapt(learner, episode.support), episode.query.labels
+            adapted = both.adapt(learner, episode.support)
             fitted = both.logits(learner, adapted, episode.query)
             without = {name: value for name, value in adapted.items() if not name.startswith(REGRESSION)}
             means = both.logits(learner, without, episode.query)
-            right, before = ((scores.argmax(-1) == labels).double().mean() for scores in (fitted, means))
-            gained.append(float(right - before))
-            answers.append((fitted.double().cpu(), labels.cpu()))
+            right, before = (learner.score(scores, episode.query) for scores in (fitted, means))
+            gained.append(right - before)
+            answers.append((fitted.double().cpu(), episode.query.labels.cpu()))
         gain = mean(gained)
         gains.append(gain.value + (gain.ci95 if gain.count > 1 else 0.0))
     return (sum(gains) / len(gains) if gains else None), answers
@@ -98,16 +101,16 @@ def _scale(answers: Answers) -> float:
     return round(float(np.exp(minimize_scalar(loss, bounds=(-3.0, 5.0), method="bounded").x)), 3)
 
 
-def _drawn(tasks: Sequence[Task], shots: int, episodes: int) -> Iterator[Sequence[Episode]]:
+def _drawn(tasks: Sequence[Task], shots: int, episodes: int, schema: Schema) -> Iterator[Sequence[Episode]]:
     """Yield episodes of few and of all ways, fewer of the wide ones; none where no task has texts enough."""
-    able = [_narrowed(task, shots + _QUERIES) for task in tasks]
+    able = [_narrowed(task, shots + _QUERIES, schema) for task in tasks]
     most = max((len(task.labels) for task in able), default=0)
     for ways in sorted({min(_WAYS, most), most} - {0, 1}) if episodes else ():
         wide = [task for task in able if len(task.labels) >= ways]
         count = episodes if ways <= _WAYS else episodes // 5 + 1
-        yield EpisodeSampler(wide, EpisodeSpec(ways, shots, _QUERIES), _SEED)[:count]
+        yield schema.episodes(wide, EpisodeSpec(ways, shots, _QUERIES), _SEED)[:count]
 
 
-def _narrowed(task: Task, texts: int) -> Task:
+def _narrowed(task: Task, texts: int, schema: Schema) -> Task:
     """Return a task with the labels alone that have so many texts."""
-    return task.with_labels({label for label, count in usable_counts(task).items() if count >= texts})
+    return task.with_labels({label for label, count in schema.usable(task).items() if count >= texts})

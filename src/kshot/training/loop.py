@@ -17,7 +17,7 @@ from kshot.meta import Algorithm
 from kshot.models import Learner
 from kshot.models.select import ADAPTER, HEAD, select
 from kshot.statistics import Mean, mean
-from kshot.tasks import Episode, EpisodeSampler
+from kshot.tasks import Episode, Sampler
 from kshot.training.allocator import kept_memory
 from kshot.training.callbacks import Callback, History
 from kshot.training.checkpoint import (
@@ -33,7 +33,7 @@ from kshot.training.checkpoint import (
 from kshot.training.config import TrainingConfig
 from kshot.training.gradient import episode_gradients, usual_threads
 from kshot.training.interrupt import stop_requests
-from kshot.training.validation import episode_accuracies
+from kshot.training.validation import episode_scores
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TrainingResult:
 def meta_train(
     learner: Learner,
     algorithm: Algorithm,
-    episodes: EpisodeSampler,
+    episodes: Sampler,
     validation: Sequence[Episode],
     config: TrainingConfig,
     folder: Path | None = None,
@@ -155,7 +155,7 @@ def select_trained(learner: Learner, config: TrainingConfig) -> tuple[str, ...]:
     return names
 
 
-def _texts_drawn(episodes: EpisodeSampler, validation: Sequence[Episode], config: TrainingConfig) -> int:
+def _texts_drawn(episodes: Sampler, validation: Sequence[Episode], config: TrainingConfig) -> int:
     """Return about how many texts a training encodes where it does so episode by episode."""
     first = episodes[0]
     each = len(first.support.texts) + len(first.query.texts)
@@ -202,7 +202,7 @@ def _restore(learner: Learner, optimizer: torch.optim.Optimizer, path: Path, ide
 def _step(
     learner: Learner,
     algorithm: Algorithm,
-    episodes: EpisodeSampler,
+    episodes: Sampler,
     optimizer: torch.optim.Optimizer,
     names: Sequence[str],
     config: TrainingConfig,
@@ -257,7 +257,7 @@ def _validate(
     folder: Path,
 ) -> None:
     """Measure, remember the best, and decide whether to stop early."""
-    measured = mean(episode_accuracies(learner, algorithm, validation))
+    measured = mean(episode_scores(learner, algorithm, validation))
     entry |= {"validation": measured.value, "validation_ci95": measured.ci95}
     if measured.value > state.best:
         state.best, state.best_ci95, state.best_step = measured.value, measured.ci95, state.step

@@ -1,7 +1,8 @@
 """A run: the folder that meta-training writes and that adapting, evaluating and serving read.
 
-It holds the backbone in Hugging Face's form, the head, the adapter and the algorithm's own meta-parameters, and ``kshot.json``
-with the adaptation mechanism. It holds no text, no label and no path of the data that it was trained on.
+It holds the backbone in Hugging Face's form, the head, the adapter and the algorithm's own meta-parameters, the backbone's
+weights before meta-training where a task may go back to them, and ``kshot.json`` with the adaptation mechanism. It holds no
+text, no label and no path of the data that it was trained on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from kshot.errors import RunError, listing
 from kshot.files import aligned, disk_errors, write_json
 from kshot.meta import Algorithm, new_algorithm
 from kshot.models import AdapterSpec, BackboneSpec, Learner, Params, add_adapter, load_backbone, new_learner
+from kshot.models.kinds import kind_of
 from kshot.models.select import ADAPTER, BACKBONE
 from kshot.tasks import Task
 from kshot.training.trust import Trust
@@ -31,6 +33,7 @@ RUN_SCHEMA = 1
 CARD = "kshot.json"
 _BACKBONE = "backbone"
 _HEAD = "head.safetensors"
+_UNTOUCHED = "untouched.safetensors"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
@@ -71,13 +74,15 @@ class Run:
     def seen(self, task: Task) -> set[str]:
         """Return the labels of a task that the run was meta-trained on."""
         known = set(self.card.get("seen", ()))
-        return {label for label in task.labels if label_digest(task, label) in known}
+        return {label for label, digest in zip(task.labels or ("",), label_digests(task), strict=True) if digest in known}
 
 
-def label_digest(task: Task, label: str) -> str:
-    """Return what stands for a label of some data, and reveals neither."""
-    group = task.corpus.groups[task.groups[task.labels.index(label)][0]]  # named as in the data, whatever the suite calls it
-    return hashlib.blake2b(f"{task.corpus.fingerprint}\0{group.task}\0{label}".encode(), digest_size=6).hexdigest()
+def label_digests(task: Task) -> list[str]:
+    """Return what stands for each label of some data, or for the task where it has none, and reveals neither."""
+    first = [groups[0] for groups in task.groups] or list(task.rest[:1])
+    groups = [task.corpus.groups[group] for group in first]  # named as in the data, whatever the suite calls them
+    said = [f"{task.corpus.fingerprint}\0{group.task}\0{group.label}" for group in groups]
+    return [hashlib.blake2b(text.encode(), digest_size=6).hexdigest() for text in said]
 
 
 def save_run(run: Run, folder: Path) -> Run:
@@ -94,15 +99,19 @@ def save_run(run: Run, folder: Path) -> Run:
         backbone.tokenizer.save_pretrained(target)
         _forget_origin(target / "config.json")
         save_file({n: value for n, value in tensors.items() if not n.startswith(BACKBONE)}, folder / _HEAD)
+        (folder / _UNTOUCHED).unlink(missing_ok=True)
+        if learner.untouched is not None:
+            save_file({name: value.cpu().contiguous() for name, value in learner.untouched.items()}, folder / _UNTOUCHED)
     made = {
         "schema": RUN_SCHEMA,
         "kshot": version("kshot"),
-        "kind": "classification",
-        "fingerprint": _fingerprint(learner.params, run),
+        "kind": learner.kind,
+        "fingerprint": _fingerprint(run),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "algorithm": {"name": run.algorithm_name, **run.options},
         "backbone": {**asdict(backbone.spec), "name": _seen_from(folder, run.pretrained)},
         "label_names": learner.names,
+        "untouched": learner.untouched is not None,
         "trust": None if run.trust is None else asdict(run.trust),
         "adapter": None if backbone.adapter is None else asdict(backbone.adapter.spec),
         "versions": {name: version(name) for name in _LIBRARIES + (("peft",) if backbone.adapter else ())},
@@ -124,10 +133,13 @@ def _forget_origin(config: Path) -> None:
     write_json(config, value)
 
 
-def _fingerprint(params: Params, run: Run) -> str:
+def _fingerprint(run: Run) -> str:
+    before = {f"untouched.{name}": value for name, value in (run.learner.untouched or {}).items()}
+    params = run.learner.params | before
     adapter = run.learner.backbone.adapter
     mechanism = [run.algorithm_name, dict(run.options), *([asdict(adapter.spec)] if adapter else [])]
     mechanism += ["label_names"] if run.learner.names else []
+    mechanism += [] if run.learner.kind == "classification" else [run.learner.kind]
     mechanism += [asdict(run.trust)] if run.trust else []
     digest = hashlib.blake2b(json.dumps(mechanism, sort_keys=True).encode(), digest_size=16)
     for name in sorted(params):
@@ -173,7 +185,8 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     """
     folder = Path(folder)
     card = read_card(folder)
-    missing = [name for name in (_BACKBONE, _HEAD) if not (folder / name).exists()]
+    wanted = (_BACKBONE, _HEAD, *([_UNTOUCHED] if card.get("untouched") else []))
+    missing = [name for name in wanted if not (folder / name).exists()]
     if missing:
         raise RunError(f"The run '{folder}' is incomplete: it has no {listing(missing)}.", mend="Copy it whole, or train anew.")
     options = dict(card["algorithm"])
@@ -182,11 +195,10 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     if (folder / pretrained).is_dir():
         pretrained = str(folder / pretrained)
     spec = BackboneSpec(**{**card["backbone"], "name": str(folder / _BACKBONE)})
-    learner = new_learner(add_adapter(load_backbone(spec), _adapter_of(card)), device)
-    try:
-        rest = aligned(load_file(folder / _HEAD, device=device))
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"'{folder / _HEAD}' is damaged: {error}.", mend="Copy the run whole, or train anew.") from error
+    kind = kind_of(card.get("kind", "classification"))
+    learner = new_learner(add_adapter(load_backbone(spec), _adapter_of(card)), device, kind.learner)
+    rest = _tensors(folder / _HEAD, device)
+    untouched = _tensors(folder / _UNTOUCHED, device) if card.get("untouched") else None
     absent = [n for n in learner.params if n.startswith(ADAPTER) and n not in rest]
     if absent:
         raise RunError(
@@ -194,9 +206,16 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
             mend="Copy the run whole, or train anew.",
         )
     learner = learner.with_params(learner.params | {n: v.requires_grad_() for n, v in rest.items()})
-    learner = replace(learner, names=card.get("label_names", False))  # runs from before that used none
+    learner = replace(learner, names=card.get("label_names", False), untouched=untouched)  # older runs have neither
     algorithm = new_algorithm(name, options)
     return Run(learner, algorithm, name, options, pretrained, card, folder, _trust_of(card)).prepared()
+
+
+def _tensors(path: Path, device: str) -> Params:
+    try:
+        return aligned(load_file(path, device=device))
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"'{path}' is damaged: {error}.", mend="Copy the run whole, or train anew.") from error
 
 
 def _trust_of(card: Mapping[str, Any]) -> Trust | None:

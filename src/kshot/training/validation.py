@@ -1,4 +1,4 @@
-"""Accuracy over episodes."""
+"""Scores over episodes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from dataclasses import replace
 import torch
 
 from kshot.meta import Algorithm
-from kshot.meta.algorithm import accuracy
 from kshot.models import Learner
 from kshot.models.features import EncodedTexts
 from kshot.tasks import Episode
 
 
 @torch.no_grad()
-def episode_accuracies(
+def episode_scores(
     learner: Learner, algorithm: Algorithm, episodes: Sequence[Episode], texts: EncodedTexts | None = None
 ) -> list[float]:
-    """Return the accuracy on each episode's query set after adapting to its support set.
+    """Return the score on each episode's query set after adapting to its support set.
 
     Args:
         learner: what adapts.
@@ -30,6 +29,6 @@ def episode_accuracies(
     as_drawn = algorithm.moves_backbone or quiet.vectors
     encoded = map(quiet.encode, episodes) if as_drawn else (texts or EncodedTexts(quiet)).episodes(episodes)
     return [
-        accuracy(algorithm.logits(quiet, algorithm.adapt(quiet, episode.support), episode.query), episode.query.labels)
+        quiet.score(algorithm.logits(quiet, algorithm.adapt(quiet, episode.support), episode.query), episode.query)
         for episode in encoded
     ]
