@@ -51,8 +51,8 @@ def test_names_stand_for_presets_and_options_go_before_them():
             "protonet",
             {"inner_lr": 1.0},
             "The algorithm 'protonet' has no hyperparameter 'inner_lr'. Did you mean 'finetune_lr'? It has: metric, scale, "
-            "learn_scale, leave_one_out, head, regression_shots, regression_scale, lexical, go_back, finetune_steps, finetune_lr, "
-            "finetune_shots.",
+            "learn_scale, leave_one_out, head, regression_shots, regression_scale, lexical, go_back, finetune_steps, "
+            "finetune_lr, finetune_shots.",
         ),
         ("maml", {"inner_steps": "3"}, "algorithm.inner_steps is '3'. Expected int, such as 5."),
         ("maml", {"inner_steps": 2.0}, "algorithm.inner_steps is 2.0. Expected int, such as 5."),

@@ -132,25 +132,28 @@ def adapt(run: Path, examples: str, out: Path | None, overwrite: bool, device: s
     import time
 
     from kshot.api import require_device
-    from kshot.deploy import adapt as adapt_run
-    from kshot.tasks import load_tasks
+    from kshot.deploy.adapted import adapt_to
+    from kshot.models.kinds import kind_of
+    from kshot.tasks import Examples, load_tasks
     from kshot.tasks.readers import data_stem
     from kshot.training import load_run
+    from kshot.training.run import read_card
 
     config = config_from(options)
     out = out or Path(data_stem(Path(examples)) + "-task")
     _require_new(out, overwrite)
-    tasks = load_tasks(examples, config.read)
+    kind = kind_of(read_card(run).get("kind", "classification"))
+    tasks = load_tasks(examples, config.read, kind.schema)
     if len(tasks) != 1:
         raise DataError(f"'{examples}' holds {len(tasks)} tasks.", "To adapt, name the examples of one.")
-    pairs = [(text, name) for i, name in enumerate(tasks[0].labels) for text in tasks[0].corpus.texts(tasks[0].rows(i))]
+    support = Examples.of(tasks[0])
     require_device(device)
     loaded = load_run(run, device)
     begin = time.perf_counter()
-    adapted = adapt_run(loaded, [text for text, _ in pairs], [label for _, label in pairs])
+    adapted = adapt_to(loaded, tasks[0].labels, support)
     seconds = time.perf_counter() - begin
     folder = adapted.save(out, overwrite)
-    click.echo(f"Adapted to {len(adapted.labels)} labels from {len(pairs)} examples in {seconds:.2f} s: {folder}")
+    click.echo(f"Adapted to {len(adapted.labels)} labels from {len(support)} examples in {seconds:.2f} s: {folder}")
 
 
 @cli.command(epilog="Example: echo 'my card was swallowed' | kshot predict tasks/new_intents")
@@ -164,7 +167,7 @@ def predict(task: Path, texts: str, run_folder: Path | None, text_column: str | 
     """Label TEXTS (a file with a text or a JSON object a line; standard input by default), as a stream of JSON Lines."""
     from kshot.api import require_device
     from kshot.deploy import load_adapted
-    from kshot.deploy.stream import arriving_lines, input_text
+    from kshot.deploy.stream import arriving_lines, input_value
     from kshot.training import load_run
 
     require_device(device)
@@ -173,10 +176,12 @@ def predict(task: Path, texts: str, run_folder: Path | None, text_column: str | 
     adapted = load_adapted(task, None if run_folder is None else load_run(run_folder, device), device)
     name = "standard input" if texts == "-" else texts
     for lines in arriving_lines(texts, name):
-        given = (text for number, line in lines if (text := input_text(name, number, line, text_column)))
+        whole = adapted.run.learner.kind != "classification"
+        given = (value for number, line in lines if (value := input_value(name, number, line, text_column, whole)))
         while chunk := list(islice(given, _TEXTS_AT_ONCE)):
-            for text, prediction in zip(chunk, adapted.predict(chunk, nearest), strict=True):
-                click.echo(json.dumps({"text": text, **prediction.to_json()}, ensure_ascii=False))
+            for value, answer in zip(chunk, adapted.answers(chunk, nearest), strict=True):
+                asked = value if isinstance(value, dict) else {"text": value}
+                click.echo(json.dumps({**asked, **answer}, ensure_ascii=False))
 
 
 @cli.command(epilog="Example: kshot report runs/banking-report")

@@ -1,6 +1,6 @@
 """Using a run: tasks adapted from a few examples, and scikit-learn's interface to them."""
 
-from kshot.deploy.adapted import AdaptedTask, Prediction, Reason, adapt, load_adapted
+from kshot.deploy.adapted import AdaptedTask, Entity, Prediction, Reason, adapt, load_adapted
 from kshot.deploy.estimator import FewShotClassifier
 
-__all__ = ["AdaptedTask", "FewShotClassifier", "Prediction", "Reason", "adapt", "load_adapted"]
+__all__ = ["AdaptedTask", "Entity", "FewShotClassifier", "Prediction", "Reason", "adapt", "load_adapted"]

@@ -21,7 +21,10 @@ from kshot.errors import DataError, RunError
 from kshot.files import aligned, atomic_folder
 from kshot.meta import Adapted
 from kshot.meta.algorithm import adapted_safely
-from kshot.tasks import Examples
+from kshot.models.kinds import kind_of
+from kshot.models.kinds.tagging import TaggingLearner, TaggingSchema, predicted_entities
+from kshot.tasks import Examples, Schema
+from kshot.tasks.schema import EmptyFieldError, Row, WrongRowError
 from kshot.training import Run, load_run
 from kshot.training.trust import NEARNESS
 
@@ -75,6 +78,23 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Entity:
+    """An entity found in a text.
+
+    Args:
+        text, type: what it is.
+        start, end: its characters in the text.
+        probability: of the least sure of its words.
+    """
+
+    text: str
+    type: str
+    start: int
+    end: int
+    probability: float
+
+
+@dataclass(frozen=True)
 class AdaptedTask:
     """A run adapted to a task, ready to predict.
 
@@ -83,7 +103,7 @@ class AdaptedTask:
         labels: the task's labels.
         support: the examples it was adapted from.
         adapted: what moved (fast weights or prototypes), by name.
-        vectors: the support texts' vectors of unit length (n, H).
+        vectors: the support texts' vectors of unit length (n, H); none of a kind whose units are parts of texts.
     """
 
     run: Run
@@ -92,18 +112,38 @@ class AdaptedTask:
     adapted: Adapted
     vectors: Tensor
 
-    def predict(self, texts: Sequence[str], nearest: int = 0, batch_size: int = 64) -> list[Prediction]:
+    @property
+    def schema(self) -> Schema:
+        """How examples of the task's kind are read."""
+        return kind_of(self.run.learner.kind).schema
+
+    def answers(self, values: Sequence[Any], nearest: int = 0, batch_size: int = 64) -> list[dict[str, Any]]:
+        """Return what the task says, as plain values: a label with its probability, or the entities of a sentence.
+
+        Args:
+            values: texts, or records of what the kind needs beside a text (``text_pair``, or ``head`` and ``tail``).
+            nearest: how many support examples to give as the reason of each label.
+            batch_size: texts that go through the encoder at a time.
+
+        Raises:
+            DataError: a value is not what the kind reads.
+        """
+        if isinstance(self.run.learner, TaggingLearner):
+            found = self.entities(values, batch_size)
+            return [{"entities": [asdict(e) | {"probability": round(e.probability, 4)} for e in each]} for each in found]
+        return [prediction.to_json() for prediction in self.predict(values, nearest, batch_size)]
+
+    def predict(self, texts: Sequence[Any], nearest: int = 0, batch_size: int = 64) -> list[Prediction]:
         """Label texts.
 
         Args:
-            texts: any number of texts.
+            texts: any number of texts; records for a kind that needs more than a text.
             nearest: how many support examples to give as the reason of each prediction.
             batch_size: texts that go through the encoder at a time.
         """
-        predictions: list[Prediction] = []
+        texts, predictions = read_values(self.schema, texts), list[Prediction]()
         for start in range(0, len(texts), batch_size):
-            chunk = list(texts[start : start + batch_size])
-            logits, vectors, in_scope = self._forward(chunk)
+            logits, vectors, in_scope = self._forward(list(texts[start : start + batch_size]))
             similarities = vectors @ self.vectors.T
             for row, distribution in enumerate(logits.softmax(-1)):
                 best = int(distribution.argmax())
@@ -118,6 +158,32 @@ class AdaptedTask:
                     )
                 )
         return predictions
+
+    def entities(self, sentences: Sequence[Any], batch_size: int = 64) -> list[list[Entity]]:
+        """Return the entities of sentences, given as texts or as lists of words.
+
+        Raises:
+            DataError: the task is not of the kind tagging, or a sentence is neither.
+        """
+        learner, schema = self.run.learner, self.schema
+        if not isinstance(learner, TaggingLearner) or not isinstance(schema, TaggingSchema):
+            raise DataError(f"The task is of the kind {learner.kind}.", "Entities are found by a task of the kind tagging.")
+        stored, found = read_values(schema, sentences), list[list[Entity]]()
+        for start in range(0, len(stored), batch_size):
+            chunk = list(stored[start : start + batch_size])
+            probabilities = self._forward(chunk)[0].softmax(-1).cpu()
+            sizes = [learner.units_of(text) for text in chunk]
+            for value, part in zip(sentences[start:], torch.split(probabilities, sizes), strict=False):
+                text, places = schema.shown_words(value)
+                (spans,) = predicted_entities(part.argmax(-1), [len(part)])
+                found.append([self._entity(text, places, part, *span) for span in sorted(spans)])
+        return found
+
+    def _entity(
+        self, text: str, places: Sequence[tuple[int, int]], probabilities: Tensor, first: int, end: int, number: int
+    ) -> Entity:
+        a, b = places[first][0], places[end - 1][1]
+        return Entity(text[a:b], self.labels[number - 1], a, b, float(probabilities[first:end, number].min()))
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Return the probabilities (n, N) of the labels in their order."""
@@ -151,7 +217,8 @@ class AdaptedTask:
         return len(self.support) / len(self.labels)
 
     def _reason(self, index: int, similarity: float) -> Reason:
-        return Reason(self.support.texts[index], self.labels[self.support.labels[index]], similarity)
+        text = self.schema.shown(self.support.texts[index])
+        return Reason(text, self.labels[self.support.labels[index]], similarity)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write the task into a folder of its own, whole or not at all.
@@ -170,14 +237,11 @@ class AdaptedTask:
         card = {
             "schema": ADAPTED_SCHEMA,
             "kshot": version("kshot"),
-            "kind": "classification",
+            "kind": self.run.learner.kind,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "run": {"path": origin, "fingerprint": self.run.fingerprint},
             "labels": list(self.labels),
-            "support": [
-                {"text": text, "label": self.labels[label]}
-                for text, label in zip(self.support.texts, self.support.labels, strict=True)
-            ],
+            "support": _support_json(self.support, self.labels),
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.adapted.items()}
         with atomic_folder(folder) as temporary:
@@ -186,13 +250,44 @@ class AdaptedTask:
         return folder
 
 
-def adapt(run: Run, texts: Sequence[str], labels: Sequence[str]) -> AdaptedTask:
+def read_values(schema: Schema, values: Sequence[Any]) -> tuple[str, ...]:
+    """Return values that a user asks about as they are kept.
+
+    Raises:
+        DataError: one is not what the kind reads.
+    """
+    texts = list[str]()
+    for number, value in enumerate(values, 1):
+        try:
+            texts.append(schema.asked(value))
+        except (WrongRowError, EmptyFieldError) as error:
+            raise DataError(f"Text {number}: {error}.") from error
+    return tuple(texts)
+
+
+def _support_json(support: Examples, labels: Sequence[str]) -> list[dict[str, str]]:
+    if support.annotations:
+        both = zip(support.texts, support.annotations, strict=True)
+        return [{"text": text, "annotation": annotation} for text, annotation in both]
+    return [{"text": text, "label": labels[label]} for text, label in zip(support.texts, support.labels, strict=True)]
+
+
+def _support_of(rows: Sequence[dict[str, str]], labels: tuple[str, ...]) -> Examples:
+    texts = tuple(row["text"] for row in rows)
+    if any("annotation" in row for row in rows):
+        return Examples(texts, (0,) * len(rows), annotations=tuple(row["annotation"] for row in rows))
+    return Examples(texts, tuple(labels.index(row["label"]) for row in rows))
+
+
+def adapt(run: Run, texts: Sequence[Any], labels: Sequence[Any]) -> AdaptedTask:
     """Adapt a run to a few labelled texts.
 
     Args:
         run: the meta-trained run.
-        texts: the support set's texts.
-        labels: their labels, at least two different ones, any number of examples each.
+        texts: the support set's texts; for other kinds of task than classification what they read, such as a dictionary with
+            ``text`` and ``text_pair``, or a list of words.
+        labels: their labels, at least two different ones, any number of examples each; for tagging a list of tags for each
+            list of words, or of ``{"start", "end", "label"}`` for each text.
 
     Raises:
         DataError: no examples, one label only, or not as many labels as texts.
@@ -200,21 +295,44 @@ def adapt(run: Run, texts: Sequence[str], labels: Sequence[str]) -> AdaptedTask:
     """
     if len(texts) != len(labels):
         raise DataError(f"{len(texts)} texts and {len(labels)} labels were given.", "One label a text is expected.")
-    names = tuple(dict.fromkeys(labels))
-    if len(names) < 2:
+    schema, rows = kind_of(run.learner.kind).schema, list[Row]()
+    for number, (text, label) in enumerate(zip(texts, labels, strict=True), 1):
+        try:
+            rows.append(schema.example(text, label))
+        except (WrongRowError, EmptyFieldError) as error:
+            raise DataError(f"Example {number}: {error}.") from error
+    names = tuple(dict.fromkeys(name for row in rows for name in row.labels))
+    stored, numbers = tuple(row.text for row in rows), tuple(names.index(row.labels[0]) if row.labels else 0 for row in rows)
+    annotations = tuple(row.annotation for row in rows) if schema.annotated else ()
+    return adapt_to(run, names, Examples(stored, numbers, annotations=annotations))
+
+
+def adapt_to(run: Run, names: tuple[str, ...], support: Examples) -> AdaptedTask:
+    """Adapt a run to examples as they are kept.
+
+    Args:
+        run: the meta-trained run.
+        names: the task's labels.
+        support: its examples.
+
+    Raises:
+        DataError: too few labels.
+        TrainingError: the inner steps diverged.
+    """
+    schema = kind_of(run.learner.kind).schema
+    if len(names) < schema.least_labels:
         raise DataError(
             f"The examples have {len(names)} label(s){': ' + repr(names[0]) if names else ''}.",
-            "To adapt, at least two are needed.",
+            f"To adapt, at least {'two are' if schema.least_labels == 2 else 'one is'} needed.",
         )
     learner = run.prepared().learner
-    support = Examples(tuple(texts), tuple(names.index(label) for label in labels))
     with torch.no_grad():
         batch = learner.batch(support.named(names) if learner.names else support, names)
         encoded = learner.featurised(batch)
         adapted = adapted_safely(run.algorithm, learner, batch if run.algorithm.moves_backbone else encoded)
     assert encoded.features is not None
-    detached = {name: value.detach() for name, value in adapted.items()}
-    return AdaptedTask(run, names, support, detached, F.normalize(encoded.features[: len(support)], dim=-1))
+    vectors = F.normalize(encoded.features[: 0 if batch.sizes else len(support)], dim=-1)
+    return AdaptedTask(run, names, support, {name: value.detach() for name, value in adapted.items()}, vectors)
 
 
 def load_adapted(folder: str | Path, run: Run | None = None, device: str = "cpu") -> AdaptedTask:
@@ -228,10 +346,7 @@ def load_adapted(folder: str | Path, run: Run | None = None, device: str = "cpu"
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         schema, origin, labels = int(card["schema"]), card["run"]["path"], tuple(card["labels"])
         fingerprint = card["run"]["fingerprint"]
-        support = Examples(
-            tuple(example["text"] for example in card["support"]),
-            tuple(labels.index(example["label"]) for example in card["support"]),
-        )
+        support = _support_of(card["support"], labels)
     except FileNotFoundError as error:
         raise RunError(
             f"'{folder}' is not an adapted task: it has no {CARD}.", "A folder that 'kshot adapt' wrote is expected."

@@ -28,14 +28,23 @@ def arriving_lines(source: str, name: str) -> Iterator[list[tuple[int, bytes]]]:
     yield [(number, rest)]
 
 
-def input_text(name: str, number: int, line: bytes, column: str | None) -> str:
-    """Return the text of a line: the line as it is, or a field of a JSON object; nothing for a blank line."""
+def input_value(name: str, number: int, line: bytes, column: str | None, whole: bool = False) -> Any:
+    """Return what a line asks: the line as it is, or a field of a JSON object; nothing for a blank line.
+
+    Args:
+        name, number: where the line is from, for error sentences.
+        line: its bytes.
+        column: the field of the text; None to find it by name.
+        whole: whether a JSON object is what is asked, for kinds that need more than a text.
+    """
     where = f"{name}, line {number}"
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         if not text.startswith("{"):
             return text
         record = json.loads(text)
+        if whole:
+            return record
         found = find_columns(where, [record], column, label_required=False)
         text = record[found.text]
         if not isinstance(text, str) or not text.strip():

@@ -51,7 +51,12 @@ def fine_tuned(learner: Learner, support: Batch, loss: Loss, steps: int, lr: flo
 
 
 def _drawn(support: Batch, generator: torch.Generator) -> Batch:
-    """Draw a batch: the labels in random order until it is full, up to `_EACH` texts of each, their names last."""
+    """Draw a batch: the labels in random order until it is full, up to `_EACH` texts of each, their names last.
+
+    Units of one text are not drawn apart: a few sentences are a batch.
+    """
+    if support.spans is not None:
+        return support
     texts = len(support) - support.names
     labels = support.labels[:texts].cpu()
     order = torch.randperm(texts, generator=generator)

@@ -112,6 +112,30 @@ class Schema(ABC):
             EmptyFieldError: it lacks a text or a label.
         """
 
+    def asked(self, value: Any) -> str:
+        """Return the text of an example to be answered, as it is kept, given as a user gives it: a text, or a record.
+
+        Raises:
+            WrongRowError: it cannot be one.
+        """
+        if not isinstance(value, str):
+            raise WrongRowError(f"{value!r} is no text")
+        return value
+
+    def example(self, value: Any, label: Any) -> Row:
+        """Return an example given from Python: what is asked, and the answer.
+
+        Raises:
+            WrongRowError: it cannot be one.
+        """
+        if not isinstance(label, str) or not label.strip():
+            raise WrongRowError(f"the label is {label!r}, and a string is expected")
+        return Row(self.asked(value), (label,))
+
+    def shown(self, text: str) -> str:
+        """Return a text as it is kept, for people to read."""
+        return text
+
     def mentions(self, annotation: str) -> Counter[str]:
         """Return how often each label is in an example, where it may have several."""
         return Counter()

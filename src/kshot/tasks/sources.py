@@ -86,14 +86,14 @@ def _near_path(path: Path) -> str:
 
 
 def _bundled(name: str) -> Path:
+    """Return where bundled tasks lie: ``en``, ``en/law``, and of other kinds than classification ``tagging/en/law``."""
     root = Path(str(package_files("kshot.tasks") / "bundled"))
-    language, _, industry = name.partition("/")
-    path = root / language / f"{industry}.jsonl" if industry else root / language
-    if not path.exists() or not language:
-        known = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("_")]
-        known += [f"{entry.parent.name}/{entry.stem}" for entry in root.glob("*/*.jsonl")]
-        raise DataError(f"No bundled tasks '{name}'.{nearest(name, known)}", f"There are: {listing(sorted(known), 20)}.")
-    return path
+    for path in (root / name, root / f"{name}.jsonl"):
+        if name and path.exists() and (path.is_file() or any(path.glob("*.jsonl"))):
+            return path
+    files = [path.relative_to(root).with_suffix("") for path in root.glob("**/*.jsonl")]
+    known = sorted({str(path.parent) for path in files} | {str(path) for path in files})
+    raise DataError(f"No bundled tasks '{name}'.{nearest(name, known)}", f"There are: {listing(known, 30)}.")
 
 
 def _folder_files(folder: Path, options: ReadOptions, schema: Schema, inside: str = "") -> Iterator[SourceFile]:

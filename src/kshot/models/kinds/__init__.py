@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kshot.errors import ConfigError, listing, nearest
+from kshot.models.kinds.pair import PairLearner, PairSchema
+from kshot.models.kinds.relation import RelationLearner, RelationSchema
 from kshot.models.kinds.tagging import TaggingLearner, TaggingSchema
 from kshot.models.learner import Learner
 from kshot.tasks.schema import CLASSIFICATION, Schema
@@ -29,6 +31,8 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "classification": Kind(CLASSIFICATION, Learner, names=True, scoped=True),
+    "pair": Kind(PairSchema(), PairLearner, scoped=True),
+    "relation": Kind(RelationSchema(), RelationLearner, scoped=True),
     "tagging": Kind(TaggingSchema(), TaggingLearner),
 }
 

@@ -8,20 +8,20 @@ word of an entity from the others would, where a type has five mentions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kshot.errors import DataError, listing, nearest
 from kshot.models.batch import Batch
+from kshot.models.kinds.spanned import SpannedLearner
 from kshot.models.kinds.tags import entities, from_types, to_bio
-from kshot.models.kinds.words import layout, split_words, tokenized
-from kshot.models.learner import Learner
-from kshot.tasks import Corpus, EpisodeSpec, Examples, Sampler, Task
+from kshot.models.kinds.words import layout, split_words, windows, word_spans
+from kshot.tasks import EpisodeSpec, Examples, Sampler, Task
 from kshot.tasks.conll import read_conll
 from kshot.tasks.greedy import GreedySampler, mention_totals
 from kshot.tasks.readers import TAGGED, Record
@@ -72,6 +72,34 @@ class TaggingSchema(Schema):
         bio, repaired = to_bio(tags)
         types = tuple(dict.fromkeys(kind for _, _, kind in entities(bio)))
         return Row(SEPARATOR.join(words), types, SEPARATOR.join(bio), repaired)
+
+    def asked(self, value: Any) -> str:
+        words, _ = self.words_of(value)
+        return SEPARATOR.join(words)
+
+    def words_of(self, value: Any) -> tuple[list[str], list[tuple[int, int]]]:
+        """Return the words of a text, or a list of words, and their places in the text, or in the words with blanks between."""
+        given = value.get("words", value.get("tokens", value.get("text"))) if isinstance(value, Mapping) else value
+        if isinstance(given, str) and given.strip():
+            places = split_words(given)
+            return [given[start:end] for start, end in places], places
+        if not isinstance(given, list) or not given or not all(isinstance(word, str) for word in given):
+            raise WrongRowError(f"{value!r} is no text, and no list of words")
+        words = [word.replace(SEPARATOR, " ").strip() or "_" for word in given]
+        return words, layout(words)[1]
+
+    def shown_words(self, value: Any) -> tuple[str, list[tuple[int, int]]]:
+        """Return a sentence as a text, and the places of its words in it."""
+        words, places = self.words_of(value)
+        given = value.get("text") if isinstance(value, Mapping) and "words" not in value else value
+        return given if isinstance(given, str) else layout(words)[0], places
+
+    def example(self, value: Any, label: Any) -> Row:
+        record = {"text": value, "label": label} if isinstance(value, str | list) else dict(value) | {"label": label}
+        return self.row(record, {"text": "text", "label": "label"}, None)
+
+    def shown(self, text: str) -> str:
+        return layout(text.split(SEPARATOR))[0]
 
     def mentions(self, annotation: str) -> Counter[str]:
         return Counter(kind for _, _, kind in entities(annotation.split(SEPARATOR)))
@@ -145,7 +173,7 @@ def _entity(text: str, entity: Any) -> tuple[int, int, str]:
     return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip()), kind.strip()
 
 
-class TaggingLearner(Learner):
+class TaggingLearner(SpannedLearner):
     """A learner of words: class 0 is O, the others are the types of the task or episode.
 
     Words of a type that an episode does not have are no units: they are neither of its types nor O.
@@ -177,19 +205,14 @@ class TaggingLearner(Learner):
 
     def batch(self, examples: Examples, labels: Sequence[str], corpus: str = "") -> Batch:
         batch = self.annotated(examples, labels)
-        tokens = tokenized(self.backbone, [layout(text.split(SEPARATOR)) for text in examples.texts])
-        spans = tokens.spans if batch.units is None else tokens.spans.only(batch.units)
-        return replace(batch, input_ids=tokens.input_ids, mask=tokens.mask, spans=spans).to(self.device)
+        texts = [layout(text.split(SEPARATOR)) for text in examples.texts]
+        found = windows(self.backbone, [text for text, _ in texts])
+        spans = word_spans(found, [places for _, places in texts])
+        spans = spans if batch.units is None else spans.only(batch.units)
+        return replace(batch, input_ids=found.input_ids, mask=found.mask, spans=spans).to(self.device)
 
-    def with_stores(self, corpora: Sequence[Corpus]) -> Self:
-        return self  # words are tokenised as they come
-
-    @torch.no_grad()
-    def embed_units(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
-        quiet, vectors = replace(self, dropout=False), [torch.empty(0, self.backbone.hidden_size, device=self.device)]
-        for start in range(0, len(texts), _CHUNK):
-            vectors.append(quiet.features(self.params, self.batch(Examples(tuple(texts[start : start + _CHUNK])), ())))
-        return torch.cat(vectors), [text.count(SEPARATOR) + 1 for text in texts]
+    def units_of(self, text: str) -> int:
+        return text.count(SEPARATOR) + 1
 
     def score_of(self, classes: Tensor, batch: Batch) -> float:
         """Return the F1 of entities: one is right where its first and last word and its type are."""
@@ -197,9 +220,6 @@ class TaggingLearner(Learner):
 
     def class_names(self, labels: Sequence[str]) -> tuple[str, ...]:
         return (OUTSIDE, *labels)
-
-
-_CHUNK = 256  # texts that are encoded together
 
 
 def predicted_entities(classes: Tensor, sizes: Sequence[int]) -> list[set[tuple[int, int, int]]]:

@@ -7,6 +7,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -61,63 +62,74 @@ def layout(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Texts as padded tokens, with the tokens of every word.
+class Windows:
+    """Texts as padded tokens, a long one as several overlapping windows.
 
     Args:
-        input_ids, mask: (R, L); a long text takes several rows.
-        spans: a span a word, in the order of texts and words.
-        windowed: how many texts take several rows.
+        input_ids, mask: (R, L).
+        samples: the text of each row.
+        offsets: for each row the characters of its text that each token stands for; none for special tokens.
+        sides: for each row and token whether it is of the first or the second text of a pair (0, 1); None for special tokens.
     """
 
     input_ids: Tensor
     mask: Tensor
-    spans: Spans
-    windowed: int = 0
+    samples: list[int]
+    offsets: list[list[tuple[int, int]]]
+    sides: list[list[int | None]]
+
+    def within(self, row: int, place: tuple[int, int]) -> list[int]:
+        """Return the tokens of a row whose last character lies in some characters of its text.
+
+        The last one, since some tokenizers count the blank before a word to its token.
+        """
+        return [at for at, (start, end) in enumerate(self.offsets[row]) if end > start and place[0] < end <= place[1]]
 
 
-def tokenized(backbone: Backbone, texts: Sequence[tuple[str, Sequence[tuple[int, int]]]]) -> Tokens:
-    """Tokenise texts, given with the places of their words.
-
-    A text that is longer than the model can take is cut into overlapping windows; a word has its tokens from the window in
-    which there is most to see on both sides of it.
+def windows(backbone: Backbone, texts: Sequence[str], others: Sequence[str] | None = None) -> Windows:
+    """Tokenise texts, or pairs of texts, and tell where their tokens are; of a long pair the longer text is cut.
 
     Raises:
         BackboneError: the tokenizer does not tell where its tokens are.
     """
-    tokenizer, prefix = backbone.tokenizer, backbone.spec.prefix or ""
+    tokenizer, prefix, longest = backbone.tokenizer, backbone.spec.prefix or "", backbone.max_length
     if not tokenizer.is_fast:
         raise BackboneError(
             f"The tokenizer of the backbone '{backbone.spec.name}' does not say where in a text its tokens are.",
-            "A fast tokenizer (with a tokenizer.json) is expected to tell words apart.",
+            "A fast tokenizer (with a tokenizer.json) is expected for kinds of task other than classification.",
         )
-    longest = backbone.max_length
-    found = tokenizer(
-        [prefix + text for text, _ in texts],
-        truncation=True,
-        max_length=longest,
-        stride=max(0, min(longest // 4, longest - tokenizer.num_special_tokens_to_add() - 1)),
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    ) if texts else {"input_ids": [], "overflow_to_sample_mapping": [], "offset_mapping": []}  # fmt: skip
-    first = [0]
-    for _, places in texts:
-        first.append(first[-1] + len(places))
+    if not texts:
+        return Windows(*pad([], 0), [], [], [])
+    stride = max(0, min(longest // 4, longest - tokenizer.num_special_tokens_to_add() - 1))
+    cut = {"stride": stride, "return_overflowing_tokens": True} if others is None else {}
+    first = [prefix + text for text in texts]
+    options = {"truncation": True, "max_length": longest, "return_offsets_mapping": True, **cut}
+    found = tokenizer(first, **options) if others is None else tokenizer(first, list(others), **options)
+    ids, mask = pad(found["input_ids"], tokenizer.pad_token_id or 0)
+    shift = len(prefix)
+    offsets = [[(start - shift, end - shift) for start, end in row] for row in found["offset_mapping"]]
+    sides = [[None if special is None else special for special in found.sequence_ids(row)] for row in range(len(ids))]
+    return Windows(ids, mask, list(found.get("overflow_to_sample_mapping", range(len(texts)))), offsets, sides)
+
+
+def word_spans(found: Windows, words: Sequence[Sequence[tuple[int, int]]]) -> Spans:
+    """Return a span for every word, in the order of texts and words, given the places of each text's words.
+
+    A word has its tokens from the window in which there is most to see on both sides of it.
+    """
+    first = list(accumulate(map(len, words), initial=0))
     best: dict[int, tuple[int, int, list[int]]] = {}  # by word: how much is around it, its row and tokens
-    for row, (sample, offsets) in enumerate(zip(found["overflow_to_sample_mapping"], found["offset_mapping"], strict=True)):
-        places = texts[sample][1]
+    for row, (sample, offsets) in enumerate(zip(found.samples, found.offsets, strict=True)):
+        places = words[sample]
         starts, mine = [start for start, _ in places], dict[int, list[int]]()
         for at, (start, end) in enumerate(offsets):
-            last = end - 1 - len(prefix)  # some tokenizers count the blank before a word to its token
-            word = bisect_right(starts, last) - 1
-            if end > start and word >= 0 and last < places[word][1]:
+            word = bisect_right(starts, end - 1) - 1
+            if end > start and word >= 0 and end <= places[word][1]:
                 mine.setdefault(first[sample] + word, []).append(at)
-        for word, at_tokens in mine.items():
-            around = min(at_tokens[0], len(offsets) - 1 - at_tokens[-1])
+        for word, tokens in mine.items():
+            around = min(tokens[0], len(offsets) - 1 - tokens[-1])
             if word not in best or around > best[word][0]:
-                best[word] = (around, row, at_tokens)
-    listed = [(row, at, word) for word, (_, row, at_tokens) in sorted(best.items()) for at in at_tokens]
-    rows, offsets, words = torch.tensor(listed, dtype=torch.long).view(-1, 3).unbind(1)
-    ids, mask = pad(found["input_ids"], tokenizer.pad_token_id or 0)
-    windowed = len({s for s in found["overflow_to_sample_mapping"] if found["overflow_to_sample_mapping"].count(s) > 1})
-    return Tokens(ids, mask, Spans(rows, offsets, words, first[-1]), windowed)
+                best[word] = (around, row, tokens)
+    listed = [(row, at, word) for word, (_, row, tokens) in sorted(best.items()) for at in tokens]
+    rows, places_in_rows, numbers = torch.tensor(listed, dtype=torch.long).view(-1, 3).unbind(1)
+    return Spans(rows, places_in_rows, numbers, first[-1])
