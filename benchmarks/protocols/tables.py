@@ -122,6 +122,28 @@ def draws_table(value: dict[str, Any], protocol: str) -> str:
     return "\n".join(lines)
 
 
+def kinds_table(value: dict[str, Any]) -> str:
+    """Return the table of the kinds: a line a data set and number of shots, a column a method, and kshot over the best one."""
+    methods = list(dict.fromkeys(row["method"] for row in value["rows"]))
+    lines = [f"| kind, data set, shots | measured by | {' | '.join(methods)} | kshot over the best |"]
+    lines.append("|---" * (len(methods) + 3) + "|")
+    for key in dict.fromkeys((row["kind"], row["dataset"], row["shots"]) for row in value["rows"]):
+        own, over = (
+            [row for row in value[part] if (row["kind"], row["dataset"], row["shots"]) == key] for part in ("rows", "paired")
+        )
+        by_method = {row["method"]: row for row in own}
+        best = max(over, key=lambda row: float(by_method[row["baseline"]]["value"]))
+        cells = [_share(by_method[name]) if name in by_method else "-" for name in methods]
+        kind, dataset, shots = key
+        shown = f"{kind}, {dataset}, {shots} | {own[0]['metric']} | {' | '.join(cells)}"
+        lines.append(f"| {shown} | {_points(best)} ({best['baseline']}) |")
+    return "\n".join(lines)
+
+
+def _share(row: dict[str, Any]) -> str:
+    return f"{100 * row['value']:.1f}" + _interval(row)
+
+
 def trust_table(rows: Rows) -> str:
     """Return the table of calibration errors and of out-of-scope detection."""
     lines = [
