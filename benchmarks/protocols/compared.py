@@ -15,6 +15,8 @@ from kshot.statistics import mean
 from kshot.tasks import Episode
 from kshot.training import Run
 
+Rows = list[dict[str, Any]]
+
 
 def compare(
     run: Run, episodes: list[Episode], baselines: tuple[str, ...], slow: int, same: dict[str, Any]
