@@ -20,6 +20,7 @@ from kshot.evaluation import EvaluationConfig
 from kshot.evaluation import evaluate as evaluate_run
 from kshot.files import disk_errors, require_writable
 from kshot.meta import ALGORITHMS, Algorithm, new_algorithm
+from kshot.meta.inner import InnerLoop
 from kshot.models import AdapterSpec, Learner, add_adapter, load_backbone, new_learner
 from kshot.models.kinds import Kind, kind_of
 from kshot.models.precision import choose_matmul_route, default_matmul_route, require_precision
@@ -113,6 +114,7 @@ def train(
     require_precision(config.precision, config.device)
     _require_free(out, resume, overwrite)
     kind = kind_of(_kind(suite))
+    require_served(kind, name, algorithm)
     shape = config.episodes.spec(name, suite.train)
     episodes = kind.schema.episodes(suite.train, shape, config.training.seed)
     outer = replace(config.training, tasks_per_step=config.training.tasks_per_step or ALGORITHMS[name].tasks_per_step)
@@ -120,7 +122,7 @@ def train(
     _tell_suite(suite, tell)
     learner = _new_learner(config, adapter, suite, kind, algorithm, tell)
     backbone = learner.backbone
-    tell(f"{name}: {shape}; {outer.tasks_per_step} episode(s) a step, {outer.steps} steps")
+    tell(f"{name}: {kind.schema.described(shape)}; {outer.tasks_per_step} episode(s) a step, {outer.steps} steps")
     identity = {
         **({} if kind.learner is Learner else {"kind": learner.kind}),
         "algorithm": {"name": name, **hyperparameters},
@@ -180,7 +182,7 @@ def _new_learner(
     config: Config, adapter: AdapterSpec, suite: TaskSuite, kind: Kind, algorithm: Algorithm, tell: Tell
 ) -> Learner:
     """Return the learner that training starts from, and tell what it is."""
-    backbone = load_backbone(config.backbone)
+    backbone = load_backbone(config.backbone, kind.learner.head)
     if config.trim_vocabulary:
         whole = backbone.model.config.vocab_size
         backbone = trimmed(backbone, _texts((*suite.train, *suite.validation)))
@@ -250,6 +252,22 @@ def _kind(suite: TaskSuite) -> str:
             "Train a run for each kind, from tasks that are read with the same --kind.",
         )
     return kinds[0] if kinds else "classification"
+
+
+def require_served(kind: Kind, name: str, algorithm: Algorithm) -> None:
+    """Refuse an algorithm that a kind of task has no use for.
+
+    Raises:
+        ConfigError: it tells labels apart, and the kind has none.
+    """
+    if kind.learner.labelled or (isinstance(algorithm, InnerLoop) and algorithm.unlabelled):
+        return
+    able = [other for other in ALGORITHMS if getattr(new_algorithm(other), "unlabelled", False)]
+    raise ConfigError(
+        f"The algorithm '{name}' tells labels apart, and tasks of the kind {kind.learner.kind} have none.",
+        f"For these there are: {listing(able)}.",
+        f"Choose one, such as --algorithm {able[0]}.",
+    )
 
 
 def _validation(suite: TaskSuite, config: Config, kind: Kind) -> list[Any]:

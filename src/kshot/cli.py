@@ -153,7 +153,8 @@ def adapt(run: Path, examples: str, out: Path | None, overwrite: bool, device: s
     adapted = adapt_to(loaded, tasks[0].labels, support)
     seconds = time.perf_counter() - begin
     folder = adapted.save(out, overwrite)
-    click.echo(f"Adapted to {len(adapted.labels)} labels from {len(support)} examples in {seconds:.2f} s: {folder}")
+    of = f"{len(adapted.labels)} labels from " if adapted.labels else ""
+    click.echo(f"Adapted to {of}{len(support)} examples in {seconds:.2f} s: {folder}")
 
 
 @cli.command(epilog="Example: echo 'my card was swallowed' | kshot predict tasks/new_intents")
@@ -162,24 +163,38 @@ def adapt(run: Path, examples: str, out: Path | None, overwrite: bool, device: s
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Where the run is, if it was moved.")
 @click.option("--text-column", default=None, help="The field of the text, for JSON Lines.")
 @click.option("--nearest", default=3, show_default=True, type=click.IntRange(0), help="Support examples to show as the reason.")
+@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(1), help="Of a target that is generated.")
+@click.option("--beams", default=1, show_default=True, type=click.IntRange(1), help="Alternatives to follow; 1 for none.")
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="Above 0 draws at random.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-def predict(task: Path, texts: str, run_folder: Path | None, text_column: str | None, nearest: int, device: str) -> None:
-    """Label TEXTS (a file with a text or a JSON object a line; standard input by default), as a stream of JSON Lines."""
+def predict(
+    task: Path,
+    texts: str,
+    run_folder: Path | None,
+    text_column: str | None,
+    nearest: int,
+    max_tokens: int,
+    beams: int,
+    temperature: float,
+    device: str,
+) -> None:
+    """Answer TEXTS (a file with a text or a JSON object a line; standard input by default), as a stream of JSON Lines."""
     from kshot.api import require_device
     from kshot.deploy import load_adapted
     from kshot.deploy.stream import arriving_lines, input_value
+    from kshot.models.kinds.generation import Decoding
     from kshot.training import load_run
 
     require_device(device)
     if texts != "-" and not Path(texts).is_file():
         raise DataError(f"No such file: '{texts}'.", mend="Name a file with a text a line, or - for standard input.")
     adapted = load_adapted(task, None if run_folder is None else load_run(run_folder, device), device)
-    name = "standard input" if texts == "-" else texts
+    name, decoding = "standard input" if texts == "-" else texts, Decoding(max_tokens, beams=beams, temperature=temperature)
     for lines in arriving_lines(texts, name):
-        whole = adapted.run.learner.kind != "classification"
+        whole = adapted.run.learner.kind not in ("classification", "lm")
         given = (value for number, line in lines if (value := input_value(name, number, line, text_column, whole)))
         while chunk := list(islice(given, _TEXTS_AT_ONCE)):
-            for value, answer in zip(chunk, adapted.answers(chunk, nearest), strict=True):
+            for value, answer in zip(chunk, adapted.answers(chunk, nearest, decoding=decoding), strict=True):
                 asked = value if isinstance(value, dict) else {"text": value}
                 click.echo(json.dumps({**asked, **answer}, ensure_ascii=False))
 

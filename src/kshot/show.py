@@ -102,8 +102,8 @@ def print_run(run: Run) -> None:
     metrics, training = run.card["metrics"], run.card["training"]
     reached = ""
     if metrics["validation"] is not None:
-        accuracy = Mean(metrics["validation"], metrics["validation_ci95"], 0).percent()
-        reached = f", validation accuracy {accuracy}% at step {training['best_step']}"
+        score = Mean(metrics["validation"], metrics["validation_ci95"], 0).percent()
+        reached = f", validation {run.learner.metric} {score}% at step {training['best_step']}"
     _console().print(f"Meta-trained in {metrics['seconds']:.0f} s{reached}: {escape(str(run.folder))}")
 
 
@@ -112,7 +112,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     console = _console()
     protocol = report["protocol"]
     shots = protocol["shots"]
-    title = f"{protocol['suite']}, {protocol['ways']}-way, {protocol['queries']} queries a label, accuracy in %"
+    shape = f"{protocol['ways']}-way, {protocol['queries']} queries a label, " if protocol["labels"] else ""
+    title = f"{protocol['suite']}, {shape}{protocol.get('metric', 'accuracy')} in %"
     table = Table("method", *(f"{shot}-shot" for shot in shots), "episodes", "adapts in (s)", title=escape(title))
     rows = {(row["method"], row["shots"]): row for row in report["rows"]}
     for method in dict.fromkeys(row["method"] for row in report["rows"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from kshot.files import aligned, atomic_folder
 from kshot.meta import Adapted
 from kshot.meta.algorithm import adapted_safely
 from kshot.models.kinds import kind_of
+from kshot.models.kinds.generation import Decoding, GenerativeLearner
 from kshot.models.kinds.tagging import TaggingLearner, TaggingSchema, predicted_entities
 from kshot.tasks import Examples, Schema
 from kshot.tasks.schema import EmptyFieldError, Row, WrongRowError
@@ -117,21 +119,42 @@ class AdaptedTask:
         """How examples of the task's kind are read."""
         return kind_of(self.run.learner.kind).schema
 
-    def answers(self, values: Sequence[Any], nearest: int = 0, batch_size: int = 64) -> list[dict[str, Any]]:
-        """Return what the task says, as plain values: a label with its probability, or the entities of a sentence.
+    def answers(
+        self, values: Sequence[Any], nearest: int = 0, batch_size: int = 64, decoding: Decoding | None = None
+    ) -> list[dict[str, Any]]:
+        """Return what the task says, as plain values.
+
+        A label with its probability, the entities of a sentence, a target for a source, or how well a text is foreseen.
 
         Args:
             values: texts, or records of what the kind needs beside a text (``text_pair``, or ``head`` and ``tail``).
             nearest: how many support examples to give as the reason of each label.
             batch_size: texts that go through the encoder at a time.
+            decoding: how a target is made.
 
         Raises:
             DataError: a value is not what the kind reads.
         """
+        if isinstance(self.run.learner, GenerativeLearner):
+            return self._generated(self.run.learner, values, decoding)
         if isinstance(self.run.learner, TaggingLearner):
             found = self.entities(values, batch_size)
             return [{"entities": [asdict(e) | {"probability": round(e.probability, 4)} for e in each]} for each in found]
         return [prediction.to_json() for prediction in self.predict(values, nearest, batch_size)]
+
+    @torch.no_grad()
+    def _generated(self, learner: GenerativeLearner, values: Sequence[Any], how: Decoding | None) -> list[dict[str, Any]]:
+        """Return a target for each source, or of plain texts their perplexity and bits a byte."""
+        texts, algorithm = read_values(self.schema, values), self.run.algorithm
+        if self.schema.annotated:
+            return [{"target": text} for text in learner.generate(learner.params | self.adapted, texts, how)]
+        found = list[dict[str, Any]]()
+        for text in texts:
+            batch = learner.batch(Examples((text,), (0,)), ())
+            nats = float(learner.loss_of(algorithm.logits(learner, self.adapted, batch), batch))
+            bits = nats * len(batch) / math.log(2) / len(text.encode())
+            found.append({"perplexity": round(math.exp(nats), 2), "bits_per_byte": round(bits, 4)})
+        return found
 
     def predict(self, texts: Sequence[Any], nearest: int = 0, batch_size: int = 64) -> list[Prediction]:
         """Label texts.
@@ -269,6 +292,8 @@ def _support_json(support: Examples, labels: Sequence[str]) -> list[dict[str, st
     if support.annotations:
         both = zip(support.texts, support.annotations, strict=True)
         return [{"text": text, "annotation": annotation} for text, annotation in both]
+    if not labels:
+        return [{"text": text} for text in support.texts]
     return [{"text": text, "label": labels[label]} for text, label in zip(support.texts, support.labels, strict=True)]
 
 
@@ -276,10 +301,10 @@ def _support_of(rows: Sequence[dict[str, str]], labels: tuple[str, ...]) -> Exam
     texts = tuple(row["text"] for row in rows)
     if any("annotation" in row for row in rows):
         return Examples(texts, (0,) * len(rows), annotations=tuple(row["annotation"] for row in rows))
-    return Examples(texts, tuple(labels.index(row["label"]) for row in rows))
+    return Examples(texts, tuple(labels.index(row["label"]) if labels else 0 for row in rows))
 
 
-def adapt(run: Run, texts: Sequence[Any], labels: Sequence[Any]) -> AdaptedTask:
+def adapt(run: Run, texts: Sequence[Any], labels: Sequence[Any] | None = None) -> AdaptedTask:
     """Adapt a run to a few labelled texts.
 
     Args:
@@ -287,12 +312,13 @@ def adapt(run: Run, texts: Sequence[Any], labels: Sequence[Any]) -> AdaptedTask:
         texts: the support set's texts; for other kinds of task than classification what they read, such as a dictionary with
             ``text`` and ``text_pair``, or a list of words.
         labels: their labels, at least two different ones, any number of examples each; for tagging a list of tags for each
-            list of words, or of ``{"start", "end", "label"}`` for each text.
+            list of words, or of ``{"start", "end", "label"}`` for each text; targets for sources; None for plain texts.
 
     Raises:
         DataError: no examples, one label only, or not as many labels as texts.
         TrainingError: the inner steps diverged.
     """
+    labels = [None] * len(texts) if labels is None else labels
     if len(texts) != len(labels):
         raise DataError(f"{len(texts)} texts and {len(labels)} labels were given.", "One label a text is expected.")
     schema, rows = kind_of(run.learner.kind).schema, list[Row]()
@@ -320,6 +346,8 @@ def adapt_to(run: Run, names: tuple[str, ...], support: Examples) -> AdaptedTask
         TrainingError: the inner steps diverged.
     """
     schema = kind_of(run.learner.kind).schema
+    if not support.texts:
+        raise DataError("There are no examples.", "To adapt, at least one is needed.")
     if len(names) < schema.least_labels:
         raise DataError(
             f"The examples have {len(names)} label(s){': ' + repr(names[0]) if names else ''}.",
@@ -330,8 +358,9 @@ def adapt_to(run: Run, names: tuple[str, ...], support: Examples) -> AdaptedTask
         batch = learner.batch(support.named(names) if learner.names else support, names)
         encoded = learner.featurised(batch)
         adapted = adapted_safely(run.algorithm, learner, batch if run.algorithm.moves_backbone else encoded)
-    assert encoded.features is not None
-    vectors = F.normalize(encoded.features[: 0 if batch.sizes else len(support)], dim=-1)
+    vectors = torch.empty(0, 0)
+    if encoded.features is not None:
+        vectors = F.normalize(encoded.features[: 0 if batch.sizes else len(support)], dim=-1)
     return AdaptedTask(run, names, support, {name: value.detach() for name, value in adapted.items()}, vectors)
 
 

@@ -72,6 +72,8 @@ class Findings:
 
     def __init__(self, report: Row) -> None:
         self.report = report
+        self.metric = str(report.get("protocol", {}).get("metric", "accuracy"))
+        self.kind = str(report.get("protocol", {}).get("kind", "classification"))
         self.rows: list[Row] = list(report["rows"])
         self.main = str(self.rows[0]["method"]) if self.rows else ""
         places = list(dict.fromkeys(setting(row)[:2] for row in self.rows))
@@ -84,6 +86,11 @@ class Findings:
         others = dict.fromkeys(str(row["method"]) for row in self.rows if row["method"] != self.main)
         self.methods = [self.main] if self.rows else []
         self.methods += sorted(others, key=lambda method: -rank(self.row(method, self.chosen).get("accuracy"), absent=-1))
+
+    @property
+    def title(self) -> str:
+        """What the methods are measured by, as a heading."""
+        return self.metric[0].upper() + self.metric[1:]
 
     def row(self, method: str, key: Setting | None) -> Row:
         """Return a method's figures in a setting; empty where it was not measured."""
@@ -110,7 +117,7 @@ class Findings:
     def headline(self) -> str:
         """Return the report's one sentence: what was reached, and whether that is better than the best baseline."""
         if self.chosen is None:
-            return "No accuracy was measured."
+            return f"No {self.metric} was measured."
         return f"{self.main} reaches {self.reached(self.chosen)}"
 
     def lead(self) -> list[str]:
@@ -134,7 +141,8 @@ class Findings:
     def reached(self, key: Setting) -> str:
         """Return the accuracy in a setting and its comparison with the best baseline, up to the full stop."""
         row = self.row(self.main, key)
-        reached = f"{percent(number(row.get('accuracy')), number(row.get('ci95')))} % at {self.name(key)}"
+        what = "" if self.metric == "accuracy" else f" {self.metric}"
+        reached = f"{percent(number(row.get('accuracy')), number(row.get('ci95')))} %{what} at {self.name(key)}"
         pairs = self.pairs(key)
         if not pairs:
             return reached + self._unpaired(key)

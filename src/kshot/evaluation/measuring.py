@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,9 +10,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from kshot.errors import BackboneError
-from kshot.evaluation.methods import Labels, Method, Probabilities, as_labels
-from kshot.evaluation.metrics import Confusions, EntityCounts
-from kshot.models import Batch, Learner, load_backbone, new_learner
+from kshot.evaluation.methods import Labels, Likelihood, Method, Probabilities, as_labels
+from kshot.evaluation.metrics import Confusions, EntityCounts, calibration_error
+from kshot.models import Batch, Learner, add_adapter, load_backbone, new_learner
 from kshot.models.backbones import BackboneSpec
 from kshot.models.features import EncodedTexts, encode_once
 from kshot.models.kinds.tagging import TaggingLearner, predicted_entities
@@ -31,8 +32,9 @@ class Outcome:
     by_task: dict[str, list[float]] = field(default_factory=dict)
     confidences: list[tuple[float, bool]] = field(default_factory=list)
     entities: EntityCounts = field(default_factory=EntityCounts)
+    likelihoods: list[Likelihood] = field(default_factory=list)
 
-    def add(self, learner: Learner, episode: Episode, answer: Labels | Probabilities) -> None:
+    def add(self, learner: Learner, episode: Episode, answer: Labels | Probabilities | Likelihood) -> None:
         """Count an episode's answers.
 
         Args:
@@ -40,27 +42,44 @@ class Outcome:
             episode: whose query set was answered.
             answer: for each of its units.
         """
+        if isinstance(answer, Likelihood):
+            self.likelihoods.append(answer)
+            self._scored(episode, math.exp(-answer.nats / max(1, answer.tokens)))
+            return
         predicted = as_labels(answer.argmax(-1) if answer.ndim == 2 else answer)
         query = learner.annotated(episode.query, episode.labels)
         truth = query.labels.numpy()
         if answer.ndim == 2:
             self.confidences += zip(answer.max(-1).tolist(), (predicted == truth).tolist(), strict=True)
-        score = learner.score_of(torch.from_numpy(predicted), query)
-        self.accuracies.append(score)
-        self.by_task.setdefault(episode.task, []).append(score)
+        self._scored(episode, learner.score_of(torch.from_numpy(predicted), query))
         self.confusions.add(episode.task, learner.class_names(episode.labels), truth, predicted)
         if isinstance(learner, TaggingLearner):
             self.entities.add(episode, predicted_entities(torch.from_numpy(predicted), query.sizes), query)
+
+    def _scored(self, episode: Episode, score: float) -> None:
+        self.accuracies.append(score)
+        self.by_task.setdefault(episode.task, []).append(score)
+
+    def figures(self) -> dict[str, float]:
+        """Return what is said beside the mean score, as far as it means anything for the kind."""
+        if self.likelihoods:
+            nats, tokens, size = (sum(getattr(one, name) for one in self.likelihoods) for name in ("nats", "tokens", "bytes"))
+            return {"perplexity": math.exp(nats / max(1, tokens)), "bits_per_byte": nats / math.log(2) / max(1, size)}
+        return self.confusions.macro() | ({"ece": calibration_error(self.confidences)} if self.confidences else {})
 
 
 def pretrained_learner(run: Run, warnings: list[str]) -> Learner | None:
     """Return the backbone that training started from, for the baselines; None with a warning where it is not to be had."""
     spec = run.learner.backbone.spec
     try:
-        backbone = load_backbone(BackboneSpec(run.pretrained, spec.pooling, spec.max_length, spec.prefix))
+        named = BackboneSpec(run.pretrained, spec.pooling, spec.max_length, spec.prefix)
+        backbone = load_backbone(named, run.learner.head)
     except BackboneError as error:
         warnings.append(f"No baselines: {error}")
         return None
+    adapter = run.learner.backbone.adapter
+    if adapter is not None and not run.learner.labelled:  # which baselines move as the run does
+        backbone = add_adapter(backbone, adapter.spec)
     learner = new_learner(backbone, run.learner.device, type(run.learner))
     learner.backbone.use_attention(twice_differentiable=False)
     return learner

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from kshot.errors import ConfigError
 from kshot.meta import ProtoNet
@@ -20,8 +22,35 @@ from kshot.training import Run
 
 Labels = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]
-Predict = Callable[[Episode, Batch], Labels | Probabilities]
-"""Returns label indices (B,) or probabilities (B, N) of an episode's query set; the batch holds it as the method wants it."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a method finds an episode's query set.
+
+    Args:
+        nats: minus the logarithm of its probability.
+        tokens: of what was to be predicted.
+        bytes: of the same, in UTF-8, which does not depend on a tokenizer.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int
+
+
+@torch.no_grad()
+def likelihood(learner: Learner, scores: Tensor, query: Batch) -> Likelihood:
+    """Return how likely a query set is, given the scores of the vocabulary for each of its tokens."""
+    nats = float(learner.loss_of(scores, query)) * len(query)
+    return Likelihood(nats, len(query), sum(len(str(text).encode()) for text in query.targets))
+
+
+Predict = Callable[[Episode, Batch], Labels | Probabilities | Likelihood]
+"""Returns label indices (B,) or probabilities (B, N) of an episode's query set, or how likely it is of kinds without labels.
+
+The batch holds it as the method wants it.
+"""
 
 
 class Method(ABC):
@@ -65,8 +94,10 @@ class MetaTrained(Method):
         adapted = adapted_safely(algorithm, learner, support)
 
         @torch.no_grad()
-        def predict(episode: Episode, query: Batch) -> Probabilities:
+        def predict(episode: Episode, query: Batch) -> Probabilities | Likelihood:
             logits = algorithm.logits(learner, adapted, query)
+            if not learner.labelled:
+                return likelihood(learner, logits, query)
             if trust is not None:
                 logits = trust.calibrated(logits, (len(support) - support.names) / support.ways)
             return np.asarray(logits.softmax(-1).cpu(), np.float64)

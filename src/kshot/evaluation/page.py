@@ -26,11 +26,13 @@ def head(found: Findings) -> Html:
     plan = found.report["protocol"]
     shots = [str(value) for value in plan.get("shots") or ["?"]]
     sizes = " and ".join(part for part in (", ".join(shots[:-1]), shots[-1]) if part)
+    queries = count(plan.get("queries"), "query").replace("querys", "queries")
+    drawn = f"{plan.get('ways')} labels with {sizes} {'shot' if sizes == '1' else 'shots'} and {queries} a label"
+    drawn = f"{sizes} examples and {queries}" if plan.get("labels") == 0 else drawn
+    inside = "" if plan.get("labels") == 0 else f"{count(plan.get('labels'), 'label')} in "
     protocol = (
-        f"{plan.get('suite')}, {plan.get('split')} split: {count(plan.get('labels'), 'label')} in "
-        f"{count(plan.get('tasks'), 'task')}. {count(plan.get('episodes'), 'episode')} of {plan.get('ways')} labels with "
-        f"{sizes} {'shot' if sizes == '1' else 'shots'} and {count(plan.get('queries'), 'query').replace('querys', 'queries')} "
-        f"a label, seed {plan.get('seed')}. Intervals are 95 %, over episodes."
+        f"{plan.get('suite')}, {plan.get('split')} split: {inside}{count(plan.get('tasks'), 'task')}. "
+        f"{count(plan.get('episodes'), 'episode')} of {drawn}, seed {plan.get('seed')}. Intervals are 95 %, over episodes."
     )
     parts = [tag("p", "kshot: few-shot evaluation", class_="kicker"), tag("h1", _unbroken(found.headline()))]
     parts += [tag("p", _unbroken(line), class_="lead") for line in found.lead()]
@@ -53,7 +55,7 @@ def cards(found: Findings) -> Html:
 
     ci95 = number(row.get("ci95"))
     width = "no interval" if math.isnan(ci95) else f"± {100 * ci95:.1f} points"
-    card(f"Accuracy, {shots}", percent(number(row["accuracy"])), "%", f"{width}, {count(row.get('episodes'), 'episode')}")
+    card(f"{found.title}, {shots}", percent(number(row["accuracy"])), "%", f"{width}, {count(row.get('episodes'), 'episode')}")
     for pair in found.pairs(found.chosen)[:1]:
         difference, half = number(pair["difference"]), number(pair.get("ci95"))
         gain, _, half_text = points(difference, half).partition(" ± ")
@@ -84,11 +86,15 @@ def accuracies(found: Findings) -> Html:
                 value, ci95 = number(row.get("accuracy")), number(row.get("ci95"))
                 bars.append(plots.Bar(method, found.name(key), value, ci95, method == found.main))
     ways = {key[1] for key in found.settings}
-    chance = f" Guessing would reach {100 / found.chosen[1]:.3g} %." if len(ways) == 1 and found.chosen[1] else ""
-    caption = f"Mean accuracy over episodes; the line is its 95 % interval.{chance}"
-    drawn = figure(plots.accuracy(bars), caption, beside=True)
+    chance = (
+        f" Guessing would reach {100 / found.chosen[1]:.3g} %."
+        if len(ways) == 1 and found.metric == "accuracy" and found.chosen[1]
+        else ""
+    )
+    caption = f"Mean {found.metric} over episodes; the line is its 95 % interval.{chance}"
+    drawn = figure(plots.accuracy(bars, title=found.title), caption, beside=True)
     fewer = len({row.get("episodes") for row in found.rows}) > 1
-    heads = ["Accuracy, %", "Adapts in"] + ["Episodes"] * fewer
+    heads = [f"{found.title}, %", "Adapts in"] + ["Episodes"] * fewer
     body, scores = [], []
     for method in found.methods:
         cells: list[object] = []
@@ -108,12 +114,13 @@ def accuracies(found: Findings) -> Html:
         " Means over different episodes do not compare; the paired differences do." * fewer
     )
     macro = table("Method", ["Precision", "Recall", "F1"], scores, groups, found.main)
+    labelled = any("macro_f1" in row for row in found.rows)
     return section(
-        "Accuracy",
+        found.title,
         about,
         drawn,
         table("Method", heads, body, groups, found.main),
-        folded("Macro-averaged precision, recall and F1, %", macro),
+        folded("Macro-averaged precision, recall and F1, %", macro) if labelled else Html(),
     )
 
 
@@ -136,7 +143,7 @@ def differences(found: Findings) -> Html:
         within = body if key == found.chosen or len(listed) <= 2 * _LONG else more
         within.append((str(pair["baseline"]), cells))
     about = (
-        f"Accuracy of {found.main} minus a baseline's, on the same episodes, in percentage points. ▲ and ▼ mark intervals that "
+        f"{found.title} of {found.main} minus a baseline's, on the same episodes, in percentage points. ▲ and ▼ mark intervals that "
         "exclude zero; ○ marks those from which no difference can be told."
     )
     heads = ["Setting", "Difference", "Verdict", "95 % interval", "Episodes"]
@@ -227,7 +234,7 @@ def by_task(found: Findings) -> Html:
         values = [percent(number(row.get("accuracy")), number(row.get("ci95"))) for row in rows]
         body.append((str(task), [count(shots, "shot"), *values]))
     listing = table("Task", ["Shots", *found.methods], body)
-    summary = f"{count(many, 'task')}, accuracy in %, the weakest first"
+    summary = f"{count(many, 'task')}, {found.metric} in %, the weakest first"
     return section("Task by task", "", folded(summary, listing, is_open=len(body) <= _LONG))
 
 
@@ -245,6 +252,35 @@ def by_label(found: Findings) -> Html:
     listing = table("Label", ["Task", "Precision, %", "Recall, %", "F1, %", "Queries"], body)
     summary = f"{count(len(listed), 'label')} at {count(listed[0]['shots'], 'shot')}, the lowest F1 first"
     return section("Label by label", "", folded(summary, listing, is_open=len(body) <= _LONG))
+
+
+def by_type(found: Findings) -> Html:
+    """Return precision, recall and F1 of entities by their type, and of all types together."""
+    listed = found.of_main("entities")
+    if not listed:
+        return Html()
+    body: list[tuple[str, list[object]]] = []
+    for row in listed:
+        figures: list[object] = [percent(number(row.get(name))) for name in ("precision", "recall", "f1")]
+        name = f"all of {row['task']}" if row["type"] == "micro" else str(row["type"])
+        body.append((name, [row["task"], *figures, row["support"]]))
+    listing = table("Type", ["Task", "Precision, %", "Recall, %", "F1, %", "Entities"], body)
+    about = "An entity is found where its first and last word and its type are right. Counts are pooled over episodes."
+    return section("Entities by type", about, folded(f"{len(body)} rows", listing, is_open=len(body) <= 2 * _LONG))
+
+
+def generation(found: Findings) -> Html:
+    """Return perplexity and bits a byte, of kinds that predict texts."""
+    rows = [row for row in found.rows if "perplexity" in row]
+    if not rows:
+        return Html()
+    body = []
+    for row in rows:
+        figures: list[object] = [row["shots"], f"{number(row['perplexity']):.2f}", f"{number(row['bits_per_byte']):.3f}"]
+        body.append((str(row["method"]), figures))
+    listing = table("Method", ["Examples", "Perplexity", "Bits a byte"], body)
+    about = "Of all episodes' tokens together. The likelihood above is the mean over episodes of one over the perplexity."
+    return section("Perplexity", about, listing)
 
 
 def provenance(found: Findings) -> Html:

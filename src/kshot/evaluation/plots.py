@@ -56,7 +56,7 @@ def _span(bars: Sequence[Bar]) -> tuple[float, float]:
 
 
 @plain_style()
-def accuracy(bars: Sequence[Bar], name: str = "accuracy") -> str:
+def accuracy(bars: Sequence[Bar], name: str = "accuracy", title: str = "Accuracy") -> str:
     """Return the accuracies, method below method, each with its 95% interval. Bars of one method stand together."""
     low, high = _span(bars)
     proposed = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(100 * low, 100 * high)
@@ -95,7 +95,7 @@ def accuracy(bars: Sequence[Bar], name: str = "accuracy") -> str:
         write(axes, width - 4, height - 8, "◂ lower", MUTED, fontsize=8.5, ha="right")
     best = max((bar for bar in bars if math.isfinite(bar.value)), key=lambda bar: bar.value, default=None)
     best_words = f" The highest is {best.method} at {100 * best.value:.1f} percent, {best.setting}." if best else ""
-    return inline(figure, name, f"Accuracy of {len(starts)} methods with 95% intervals.{best_words}")
+    return inline(figure, name, f"{title} of {len(starts)} methods with 95% intervals.{best_words}")
 
 
 @plain_style()

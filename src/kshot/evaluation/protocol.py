@@ -11,10 +11,11 @@ from typing import Any
 
 from kshot.errors import ConfigError, DataError, listing
 from kshot.evaluation.baselines import new_baselines
+from kshot.evaluation.generative import generative_baselines
 from kshot.evaluation.map import embedding_map
 from kshot.evaluation.measuring import Outcome, measure, pretrained_learner
 from kshot.evaluation.methods import MetaTrained, Method, Transductive
-from kshot.evaluation.metrics import calibration_error
+from kshot.models import Learner
 from kshot.models.features import EncodedTexts
 from kshot.models.kinds import kind_of
 from kshot.statistics import Mean, mean
@@ -90,7 +91,7 @@ def evaluate(
     }
     warnings = _warnings(run, suite, config)
     pretrained = pretrained_learner(run, warnings)
-    baselines = [] if pretrained is None else new_baselines(config.baselines, pretrained, warnings)
+    baselines = [] if pretrained is None else _baselines(run, pretrained, config, warnings)
     methods: list[Method] = [MetaTrained(run), *([Transductive(run)] if config.transductive else []), *baselines]
     outcomes: dict[tuple[str, int], Outcome] = {}
     texts: dict[int, EncodedTexts] = {}
@@ -148,6 +149,12 @@ def evaluate(
     }
 
 
+def _baselines(run: Run, pretrained: Learner, config: EvaluationConfig, warnings: list[str]) -> list[Method]:
+    if run.learner.labelled:
+        return new_baselines(config.baselines, pretrained, warnings)
+    return generative_baselines(pretrained, run) if config.baselines else []
+
+
 def require_kind(run: Run, tasks: Sequence[Task]) -> None:
     """Refuse tasks of another kind than the run learned.
 
@@ -184,8 +191,7 @@ def _row(name: str, shots: int, suite: TaskSuite, config: EvaluationConfig, outc
         "shots": shots,
         **_figures(mean(outcome.accuracies)),
         "adapt_seconds_median": statistics.median(outcome.seconds),
-        **outcome.confusions.macro(),
-        **({"ece": calibration_error(outcome.confidences)} if outcome.confidences else {}),
+        **outcome.figures(),
     }
 
 

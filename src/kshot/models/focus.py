@@ -44,7 +44,7 @@ class Focus:
 def focus(learner: Learner, *batches: Batch) -> Focus:
     """Narrow a learner to the tokens of some batches; the whole learner where that would save little."""
     tokens = [batch.input_ids for batch in batches if batch.input_ids is not None]
-    if not tokens:
+    if not tokens or learner.whole_vocabulary:
         return Focus(learner, batches)
     name, padding = learner.backbone.word_vectors
     whole = learner.params[name]

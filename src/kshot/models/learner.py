@@ -72,7 +72,10 @@ class Learner:
     untouched: Params | None = None
     kind: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
-    parts: ClassVar[int] = 1  # how many times the backbone's width a unit's vector has
+    parts: ClassVar[int] = 1  # how many times the backbone's width a unit's vector has; 0 for kinds without a head
+    head: ClassVar[str] = ""  # what the backbone is loaded with; see `kshot.models.backbones.load_backbone`
+    labelled: ClassVar[bool] = True  # whether it tells labels apart
+    whole_vocabulary: ClassVar[bool] = False  # whether the rows of all words are needed, whatever the texts
 
     @property
     def device(self) -> torch.device:
@@ -292,6 +295,7 @@ def new_learner(backbone: Backbone, device: str | torch.device = "cpu", kind: ty
     dtype = next(backbone.model.parameters()).dtype
     backbone.model.to(device)
     params = {name: parameter.detach().to(device, copy=True) for name, parameter in backbone.parameters().items()}
-    params[HEAD + "weight"] = torch.zeros(1, hidden, dtype=dtype, device=device)
-    params[HEAD + "bias"] = torch.zeros(1, dtype=dtype, device=device)
+    if hidden:
+        params[HEAD + "weight"] = torch.zeros(1, hidden, dtype=dtype, device=device)
+        params[HEAD + "bias"] = torch.zeros(1, dtype=dtype, device=device)
     return kind(backbone, {name: value.requires_grad_() for name, value in params.items()})

@@ -144,6 +144,10 @@ class Schema(ABC):
         """Return how many examples of each label episodes can draw."""
         return usable_counts(task)
 
+    def described(self, spec: EpisodeSpec) -> str:
+        """Return an episode's shape in words."""
+        return str(spec)
+
     def episodes(self, tasks: Sequence[Task], spec: EpisodeSpec, seed: int = 0) -> Sampler:
         """Return the stream of episodes of this kind."""
         return EpisodeSampler(tasks, spec, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kshot.errors import ConfigError, listing, nearest
+from kshot.models.kinds.generation import GenerationSchema, GenerativeLearner, LanguageLearner, LanguageSchema
 from kshot.models.kinds.pair import PairLearner, PairSchema
 from kshot.models.kinds.relation import RelationLearner, RelationSchema
 from kshot.models.kinds.tagging import TaggingLearner, TaggingSchema
@@ -31,8 +32,10 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "classification": Kind(CLASSIFICATION, Learner, names=True, scoped=True),
+    "lm": Kind(LanguageSchema(), LanguageLearner),
     "pair": Kind(PairSchema(), PairLearner, scoped=True),
     "relation": Kind(RelationSchema(), RelationLearner, scoped=True),
+    "seq2seq": Kind(GenerationSchema(), GenerativeLearner),
     "tagging": Kind(TaggingSchema(), TaggingLearner),
 }
 
