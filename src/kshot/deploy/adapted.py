@@ -346,7 +346,7 @@ def adapt_to(run: Run, names: tuple[str, ...], support: Examples) -> AdaptedTask
         TrainingError: the inner steps diverged.
     """
     schema = kind_of(run.learner.kind).schema
-    if not support.texts:
+    if not support.texts and not schema.least_labels:
         raise DataError("There are no examples.", "To adapt, at least one is needed.")
     if len(names) < schema.least_labels:
         raise DataError(

@@ -143,8 +143,8 @@ def differences(found: Findings) -> Html:
         within = body if key == found.chosen or len(listed) <= 2 * _LONG else more
         within.append((str(pair["baseline"]), cells))
     about = (
-        f"{found.title} of {found.main} minus a baseline's, on the same episodes, in percentage points. ▲ and ▼ mark intervals that "
-        "exclude zero; ○ marks those from which no difference can be told."
+        f"{found.title} of {found.main} minus a baseline's, on the same episodes, in percentage points. ▲ and ▼ mark intervals "
+        "that exclude zero; ○ marks those from which no difference can be told."
     )
     heads = ["Setting", "Difference", "Verdict", "95 % interval", "Episodes"]
     rest = [folded(f"{len(more)} more differences, in other settings", table("Baseline", heads, more))] if more else []
