@@ -45,7 +45,12 @@ def trained(data: Path, folder: Path) -> Run:
 
 
 def drawn(task: Task, shots: int, draws: int, part: str = "test") -> list[Episode]:
-    """Draw support sets from the training part, and sentences of another part to be tagged, whatever is in them."""
+    """Draw support sets from the training part, and sentences of another part to be tagged, whatever is in them.
+
+    Types with too few mentions in the training part are left out, and words of these in the test part are not counted.
+    """
+    mentions = SCHEMA.usable(task.with_part("train"))
+    task = task.with_labels({label for label, count in mentions.items() if count > shots})
     other = task.with_part(part)
     sampler = SCHEMA.episodes([task.with_part("train")], EpisodeSpec(max(2, len(task.labels)), shots, 1), 0)
     episodes = []

@@ -260,14 +260,21 @@ def require_served(kind: Kind, name: str, algorithm: Algorithm) -> None:
     Raises:
         ConfigError: it tells labels apart, and the kind has none.
     """
-    if kind.learner.labelled or (isinstance(algorithm, InnerLoop) and algorithm.unlabelled):
+    if kind.learner.labelled or _served(kind, algorithm):
         return
-    able = [other for other in ALGORITHMS if getattr(new_algorithm(other), "unlabelled", False)]
+    able = [other for other in ALGORITHMS if _served(kind, new_algorithm(other))]
     raise ConfigError(
         f"The algorithm '{name}' tells labels apart, and tasks of the kind {kind.learner.kind} have none.",
         f"For these there are: {listing(able)}.",
         f"Choose one, such as --algorithm {able[0]}.",
     )
+
+
+def _served(kind: Kind, algorithm: Algorithm) -> bool:
+    """Tell whether an algorithm takes gradient steps that need no labels, nor a head where the kind has none."""
+    if not isinstance(algorithm, InnerLoop) or algorithm.head_start != "shared":
+        return False
+    return kind.learner.parts > 0 or algorithm.adapts != "head"
 
 
 def _validation(suite: TaskSuite, config: Config, kind: Kind) -> list[Any]:

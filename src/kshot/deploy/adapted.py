@@ -24,6 +24,7 @@ from kshot.meta import Adapted
 from kshot.meta.algorithm import adapted_safely
 from kshot.models.kinds import kind_of
 from kshot.models.kinds.generation import Decoding, GenerativeLearner
+from kshot.models.kinds.qa import QALearner
 from kshot.models.kinds.tagging import TaggingLearner, TaggingSchema, predicted_entities
 from kshot.tasks import Examples, Schema
 from kshot.tasks.schema import EmptyFieldError, Row, WrongRowError
@@ -137,6 +138,8 @@ class AdaptedTask:
         """
         if isinstance(self.run.learner, GenerativeLearner):
             return self._generated(self.run.learner, values, decoding)
+        if isinstance(self.run.learner, QALearner):
+            return self._answered(self.run.learner, values, batch_size)
         if isinstance(self.run.learner, TaggingLearner):
             found = self.entities(values, batch_size)
             return [{"entities": [asdict(e) | {"probability": round(e.probability, 4)} for e in each]} for each in found]
@@ -154,6 +157,17 @@ class AdaptedTask:
             nats = float(learner.loss_of(algorithm.logits(learner, self.adapted, batch), batch))
             bits = nats * len(batch) / math.log(2) / len(text.encode())
             found.append({"perplexity": round(math.exp(nats), 2), "bits_per_byte": round(bits, 4)})
+        return found
+
+    @torch.no_grad()
+    def _answered(self, learner: QALearner, values: Sequence[Any], batch_size: int) -> list[dict[str, Any]]:
+        """Return the answer to each question, and where in its text it begins."""
+        texts, found = read_values(self.schema, values), list[dict[str, Any]]()
+        for start in range(0, len(texts), batch_size):
+            chunk = tuple(texts[start : start + batch_size])
+            batch = learner.batch(Examples(chunk, (0,) * len(chunk)), ())
+            scores = self.run.algorithm.logits(learner, self.adapted, batch)
+            found += [{"answer": text, "start": at} for text, at in learner.answers_of(scores, batch)]
         return found
 
     def predict(self, texts: Sequence[Any], nearest: int = 0, batch_size: int = 64) -> list[Prediction]:

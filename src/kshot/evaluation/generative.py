@@ -1,15 +1,17 @@
-"""Methods for kinds without labels: how likely they find what follows, after learning a few examples."""
+"""Methods for kinds without labels: how well they answer, or foresee what follows, after learning a few examples."""
 
 from __future__ import annotations
 
 import torch
 
-from kshot.evaluation.methods import Likelihood, Method, Predict, likelihood
+from kshot.evaluation.methods import Answered, Likelihood, Method, Predict, unlabelled
 from kshot.meta.inner import InnerLoop
 from kshot.models import Batch, Learner
-from kshot.models.select import select
+from kshot.models.select import HEAD, select
 from kshot.tasks import Episode
 from kshot.training import Run
+
+_HEAD_LR = 1e-2  # of heads, which see vectors of unit length
 
 
 class Untouched(Method):
@@ -24,9 +26,9 @@ class Untouched(Method):
         learner = self.tokenizer
         assert learner is not None
 
-        def predict(episode: Episode, query: Batch) -> Likelihood:
+        def predict(episode: Episode, query: Batch) -> Likelihood | Answered:
             with torch.no_grad():
-                return likelihood(learner, learner.logits(learner.params, query), query)
+                return unlabelled(learner, learner.logits(learner.params, query), query)
 
         return predict
 
@@ -53,15 +55,17 @@ class FineTuning(Method):
         learner = self.tokenizer
         assert learner is not None
         moving = {name: learner.params[name].detach().clone().requires_grad_() for name in select(learner.params, self._adapts)}
-        params, optimizer = learner.params | moving, torch.optim.AdamW(moving.values(), lr=self._lr)
+        heads, others = ([v for n, v in moving.items() if n.startswith(HEAD) is own] for own in (True, False))
+        groups = [{"params": others, "lr": self._lr}, {"params": heads, "lr": _HEAD_LR}]
+        params, optimizer = learner.params | moving, torch.optim.AdamW([group for group in groups if group["params"]])
         for _ in range(self._steps):
             optimizer.zero_grad()
             learner.loss(params, support).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
-        def predict(episode: Episode, query: Batch) -> Likelihood:
+        def predict(episode: Episode, query: Batch) -> Likelihood | Answered:
             with torch.no_grad():
-                return likelihood(learner, learner.logits(params, query), query)
+                return unlabelled(learner, learner.logits(params, query), query)
 
         return predict
 

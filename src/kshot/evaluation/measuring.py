@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from kshot.errors import BackboneError
-from kshot.evaluation.methods import Labels, Likelihood, Method, Probabilities, as_labels
+from kshot.evaluation.methods import Answered, Labels, Likelihood, Method, Probabilities, as_labels
 from kshot.evaluation.metrics import Confusions, EntityCounts, calibration_error
 from kshot.models import Batch, Learner, add_adapter, load_backbone, new_learner
 from kshot.models.backbones import BackboneSpec
@@ -33,8 +33,9 @@ class Outcome:
     confidences: list[tuple[float, bool]] = field(default_factory=list)
     entities: EntityCounts = field(default_factory=EntityCounts)
     likelihoods: list[Likelihood] = field(default_factory=list)
+    exact: list[float] = field(default_factory=list)
 
-    def add(self, learner: Learner, episode: Episode, answer: Labels | Probabilities | Likelihood) -> None:
+    def add(self, learner: Learner, episode: Episode, answer: Labels | Probabilities | Likelihood | Answered) -> None:
         """Count an episode's answers.
 
         Args:
@@ -45,6 +46,10 @@ class Outcome:
         if isinstance(answer, Likelihood):
             self.likelihoods.append(answer)
             self._scored(episode, math.exp(-answer.nats / max(1, answer.tokens)))
+            return
+        if isinstance(answer, Answered):
+            self.exact.append(answer.exact_match)
+            self._scored(episode, answer.f1)
             return
         predicted = as_labels(answer.argmax(-1) if answer.ndim == 2 else answer)
         query = learner.annotated(episode.query, episode.labels)
@@ -65,6 +70,8 @@ class Outcome:
         if self.likelihoods:
             nats, tokens, size = (sum(getattr(one, name) for one in self.likelihoods) for name in ("nats", "tokens", "bytes"))
             return {"perplexity": math.exp(nats / max(1, tokens)), "bits_per_byte": nats / math.log(2) / max(1, size)}
+        if self.exact:
+            return {"exact_match": sum(self.exact) / len(self.exact)}
         return self.confusions.macro() | ({"ece": calibration_error(self.confidences)} if self.confidences else {})
 
 

@@ -17,6 +17,7 @@ from kshot.meta import ProtoNet
 from kshot.meta.algorithm import adapted_safely
 from kshot.meta.transductive import transductive_logits
 from kshot.models import Batch, Learner
+from kshot.models.kinds.qa import QALearner
 from kshot.tasks import Episode
 from kshot.training import Run
 
@@ -39,6 +40,26 @@ class Likelihood:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Answered:
+    """How well a method answers an episode's questions.
+
+    Args:
+        f1: of the answers' words.
+        exact_match: the share of answers that are one of those given.
+    """
+
+    f1: float
+    exact_match: float
+
+
+def unlabelled(learner: Learner, logits: Tensor, query: Batch) -> Likelihood | Answered:
+    """Return how good a method's scores for a query set are, of a kind without labels."""
+    if isinstance(learner, QALearner):
+        return Answered(learner.score(logits, query), learner.exact(logits, query))
+    return likelihood(learner, logits, query)
+
+
 @torch.no_grad()
 def likelihood(learner: Learner, scores: Tensor, query: Batch) -> Likelihood:
     """Return how likely a query set is, given the scores of the vocabulary for each of its tokens."""
@@ -46,8 +67,8 @@ def likelihood(learner: Learner, scores: Tensor, query: Batch) -> Likelihood:
     return Likelihood(nats, len(query), sum(len(str(text).encode()) for text in query.targets))
 
 
-Predict = Callable[[Episode, Batch], Labels | Probabilities | Likelihood]
-"""Returns label indices (B,) or probabilities (B, N) of an episode's query set, or how likely it is of kinds without labels.
+Predict = Callable[[Episode, Batch], Labels | Probabilities | Likelihood | Answered]
+"""Returns label indices (B,) or probabilities (B, N) of an episode's query set, or how good it is where there are none.
 
 The batch holds it as the method wants it.
 """
@@ -94,10 +115,10 @@ class MetaTrained(Method):
         adapted = adapted_safely(algorithm, learner, support)
 
         @torch.no_grad()
-        def predict(episode: Episode, query: Batch) -> Probabilities | Likelihood:
+        def predict(episode: Episode, query: Batch) -> Probabilities | Likelihood | Answered:
             logits = algorithm.logits(learner, adapted, query)
             if not learner.labelled:
-                return likelihood(learner, logits, query)
+                return unlabelled(learner, logits, query)
             if trust is not None:
                 logits = trust.calibrated(logits, (len(support) - support.names) / support.ways)
             return np.asarray(logits.softmax(-1).cpu(), np.float64)

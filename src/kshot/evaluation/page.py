@@ -272,6 +272,12 @@ def by_type(found: Findings) -> Html:
 def generation(found: Findings) -> Html:
     """Return perplexity and bits a byte, of kinds that predict texts."""
     rows = [row for row in found.rows if "perplexity" in row]
+    exact = [
+        (str(row["method"]), [row["shots"], percent(number(row["exact_match"]))]) for row in found.rows if "exact_match" in row
+    ]
+    if exact:
+        about = "The share of answers that are one of those given, up to case, articles and signs."
+        return section("Exact match", about, table("Method", ["Examples", "Exact match, %"], exact))
     if not rows:
         return Html()
     body = []

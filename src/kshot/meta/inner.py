@@ -61,11 +61,6 @@ class InnerLoop(Algorithm):
         return self.adapts != "head"
 
     @property
-    def unlabelled(self) -> bool:
-        """Whether it serves learners without a head for labels: there is no head to move alone, or to start otherwise."""
-        return self.adapts != "head" and self.head_start == "shared"
-
-    @property
     def steps(self) -> int:
         """T: that of meta-training where gradients are enabled, that of adapting to a new task where not."""
         return self.inner_steps if torch.is_grad_enabled() or self.adapt_steps is None else self.adapt_steps

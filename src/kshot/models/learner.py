@@ -73,6 +73,7 @@ class Learner:
     kind: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
     parts: ClassVar[int] = 1  # how many times the backbone's width a unit's vector has; 0 for kinds without a head
+    heads: ClassVar[int] = 1  # vectors that the head starts from
     head: ClassVar[str] = ""  # what the backbone is loaded with; see `kshot.models.backbones.load_backbone`
     labelled: ClassVar[bool] = True  # whether it tells labels apart
     whole_vocabulary: ClassVar[bool] = False  # whether the rows of all words are needed, whatever the texts
@@ -296,6 +297,6 @@ def new_learner(backbone: Backbone, device: str | torch.device = "cpu", kind: ty
     backbone.model.to(device)
     params = {name: parameter.detach().to(device, copy=True) for name, parameter in backbone.parameters().items()}
     if hidden:
-        params[HEAD + "weight"] = torch.zeros(1, hidden, dtype=dtype, device=device)
-        params[HEAD + "bias"] = torch.zeros(1, dtype=dtype, device=device)
+        params[HEAD + "weight"] = torch.zeros(kind.heads, hidden, dtype=dtype, device=device)
+        params[HEAD + "bias"] = torch.zeros(kind.heads, dtype=dtype, device=device)
     return kind(backbone, {name: value.requires_grad_() for name, value in params.items()})

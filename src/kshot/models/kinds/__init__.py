@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kshot.errors import ConfigError, listing, nearest
 from kshot.models.kinds.generation import GenerationSchema, GenerativeLearner, LanguageLearner, LanguageSchema
 from kshot.models.kinds.pair import PairLearner, PairSchema
+from kshot.models.kinds.qa import QALearner, QASchema
 from kshot.models.kinds.relation import RelationLearner, RelationSchema
 from kshot.models.kinds.tagging import TaggingLearner, TaggingSchema
 from kshot.models.learner import Learner
@@ -34,6 +35,7 @@ KINDS: dict[str, Kind] = {
     "classification": Kind(CLASSIFICATION, Learner, names=True, scoped=True),
     "lm": Kind(LanguageSchema(), LanguageLearner),
     "pair": Kind(PairSchema(), PairLearner, scoped=True),
+    "qa": Kind(QASchema(), QALearner),
     "relation": Kind(RelationSchema(), RelationLearner, scoped=True),
     "seq2seq": Kind(GenerationSchema(), GenerativeLearner),
     "tagging": Kind(TaggingSchema(), TaggingLearner),

@@ -86,8 +86,11 @@ class Windows:
         return [at for at, (start, end) in enumerate(self.offsets[row]) if end > start and place[0] < end <= place[1]]
 
 
-def windows(backbone: Backbone, texts: Sequence[str], others: Sequence[str] | None = None) -> Windows:
-    """Tokenise texts, or pairs of texts, and tell where their tokens are; of a long pair the longer text is cut.
+def windows(backbone: Backbone, texts: Sequence[str], others: Sequence[str] | None = None, cut: str = "") -> Windows:
+    """Tokenise texts, or pairs of texts, and tell where their tokens are.
+
+    A long text takes several windows. Of a long pair the longer text is cut, or with ``cut`` ``second`` the second one takes
+    several windows.
 
     Raises:
         BackboneError: the tokenizer does not tell where its tokens are.
@@ -101,14 +104,19 @@ def windows(backbone: Backbone, texts: Sequence[str], others: Sequence[str] | No
     if not texts:
         return Windows(*pad([], 0), [], [], [])
     stride = max(0, min(longest // 4, longest - tokenizer.num_special_tokens_to_add() - 1))
-    cut = {"stride": stride, "return_overflowing_tokens": True} if others is None else {}
+    several = {"stride": stride, "return_overflowing_tokens": True} if others is None or cut else {}
     first = [prefix + text for text in texts]
-    options = {"truncation": True, "max_length": longest, "return_offsets_mapping": True, **cut}
+    if cut:  # so that there is room for a part of the second text
+        first = [text[: 2 * longest] for text in first]
+    options = {"truncation": f"only_{cut}" if cut else True, "max_length": longest, "return_offsets_mapping": True, **several}
     found = tokenizer(first, **options) if others is None else tokenizer(first, list(others), **options)
     ids, mask = pad(found["input_ids"], tokenizer.pad_token_id or 0)
     shift = len(prefix)
-    offsets = [[(start - shift, end - shift) for start, end in row] for row in found["offset_mapping"]]
-    sides = [[None if special is None else special for special in found.sequence_ids(row)] for row in range(len(ids))]
+    sides = [list(found.sequence_ids(row)) for row in range(len(ids))]
+    offsets = [
+        [(start - shift, end - shift) if side == 0 else (start, end) for (start, end), side in zip(row, own, strict=True)]
+        for row, own in zip(found["offset_mapping"], sides, strict=True)
+    ]
     return Windows(ids, mask, list(found.get("overflow_to_sample_mapping", range(len(texts)))), offsets, sides)
 
 
