@@ -145,9 +145,7 @@ def test_vectors_encoded_before_are_the_same_and_batches_are_joined():
 
     (before,) = EncodedTexts(learner).episodes([Episode("t", "", (), whole, whole)])
     torch.testing.assert_close(z, before.query.features, rtol=1e-4, atol=1e-5)
-    parts = [
-        replace(whole, texts=whole.texts[i : i + 2], labels=(0, 0), annotations=whole.annotations[i : i + 2]) for i in (0, 2)
-    ]
+    parts = [examples(records(count=4)[start : start + 2]) for start in (0, 2)]
     both = join(*(learner.batch(part, ()) for part in parts))
     torch.testing.assert_close(learner.features(learner.params, both), z, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(learner.loss(learner.params, both), learner.loss(learner.params, batch), rtol=1e-4, atol=1e-5)
