@@ -6,7 +6,8 @@
 Tagging: meta-trained on conll2003 and snips; support sets of 1 and 5 mentions a type from the training part of a data set of
 another field, drawn greedily, and sentences of its test part, all of its types at once. Relations: meta-trained on FewRel's
 val_wiki, and on the first half of finre's relations; 5-way episodes of val_nyt, and of finre's other half. What was chosen was
-chosen on dev parts (politics, bc5cdr) and on meta-validation relations.
+chosen on dev parts (politics, bc5cdr) and on meta-validation relations. Questions: meta-trained on the articles of xquad, 16
+and 64 questions of policyqa's training part, questions of its test part.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from protocols import relations, tagging
+from protocols import questions, relations, tagging
 from protocols.tables import fill, kinds_table
 
 from kshot.files import write_json
 
-PROTOCOLS: dict[str, Any] = {"tagging": tagging, "relation": relations}
+PROTOCOLS: dict[str, Any] = {"tagging": tagging, "relation": relations, "qa": questions}
 
 
 def main() -> None:

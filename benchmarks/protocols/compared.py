@@ -8,6 +8,7 @@ import numpy as np
 
 from kshot.evaluation import measuring
 from kshot.evaluation.baselines import new_baselines
+from kshot.evaluation.generative import generative_baselines
 from kshot.evaluation.measuring import pretrained_learner
 from kshot.evaluation.methods import MetaTrained, Method
 from kshot.models.features import EncodedTexts
@@ -32,7 +33,8 @@ def compare(
     """
     pretrained = pretrained_learner(run, [])
     assert pretrained is not None
-    methods: list[Method] = [MetaTrained(run), *new_baselines(baselines, pretrained)]
+    others = new_baselines(baselines, pretrained) if run.learner.labelled else generative_baselines(pretrained, run)
+    methods: list[Method] = [MetaTrained(run), *others]
     methods[0].name = "kshot"
     texts, scores, rows = dict[int, EncodedTexts](), dict[str, list[float]](), Rows()
     for method in methods:

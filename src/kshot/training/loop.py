@@ -164,7 +164,8 @@ def _texts_drawn(episodes: Sampler, validation: Sequence[Episode], config: Train
 
 
 def _optimizer(learner: Learner, names: Sequence[str], config: TrainingConfig) -> torch.optim.AdamW:
-    own = [name for name in names if name.startswith("meta.")]
+    # a head that is the same for all tasks starts from nothing, as the algorithm's own parameters do
+    own = [name for name in names if name.startswith("meta.") or (name.startswith(HEAD) and not learner.labelled)]
     decayed = [name for name in names if learner.params[name].dim() > 1 and not _is_away_from_zero(name)]
     others = [name for name in names if name not in {*own, *decayed}]
     groups = [
