@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from kshot.errors import DataError, Interrupted, KshotError
-from kshot.flags import DATA, EVALUATE, TRAIN, config_from, keys, source, tolerance
+from kshot.flags import DATA, EVALUATE, PRETRAIN, TRAIN, config_from, keys, source, tolerance
 
 _TEXTS_AT_ONCE = 32
 
@@ -32,6 +32,7 @@ def cli() -> None:
     \b
     kshot demo                                          the whole job on bundled tasks, in minutes
     kshot data check my_data/                           what kshot understands of your files
+    kshot pretrain my_texts/ --kind mlm --out model     go on training a language model on your texts, if you have many
     kshot train --tasks my_data/ --out runs/mine        meta-train on your many small tasks
     kshot evaluate runs/mine --tasks my_data/           how good it is on tasks it never saw
     kshot adapt runs/mine examples.csv --out new_task/  a new task from a few examples
@@ -83,6 +84,28 @@ def train(out: Path, resume: bool, overwrite: bool, tensorboard: bool, project: 
     from kshot.show import print_run
 
     print_run(run)
+
+
+@cli.command(epilog="Example: kshot pretrain notes/ --kind mlm --backbone bert-base-uncased --out models/notes")
+@click.argument("texts", nargs=-1, required=True)
+@keys(PRETRAIN)
+@click.option("--config", "config_file", type=click.Path(), help="A YAML file; see recipes/.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set any key, such as pretraining.patience=0.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("models/pretrained"), show_default=True, help="The folder."
+)
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a stopped training.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier training left there.")
+def pretrain(texts: tuple[str, ...], out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
+    """Go on training a language model on TEXTS (files or folders of plain texts, of any size)."""
+    config = config_from(options)
+    from kshot.pretrain import pretrain as go_on
+    from kshot.training.callbacks import ProgressDisplay
+
+    found = go_on(texts, out, config, resume=resume, overwrite=overwrite, callbacks=[ProgressDisplay()], tell=_tell)
+    before, after = found["perplexity"]
+    said = "" if before is None else f" Perplexity of held-out texts: {before:.2f} before, {after:.2f} after."
+    click.echo(f"Trained on {found['tokens']:,} tokens in {found['seconds']:.0f} s.{said} The model is {out}")
 
 
 @cli.command(epilog="Example: kshot evaluate runs/banking --tasks banking77/ --split folds/1.json --shots 1,5")

@@ -18,6 +18,7 @@ from kshot.meta import ALGORITHMS, Algorithm, new_algorithm
 from kshot.models import AdapterSpec, BackboneSpec
 from kshot.tasks import EpisodeSpec, ReadOptions, SplitSpec, Task
 from kshot.training import TrainingConfig
+from kshot.training.pretraining import PretrainingConfig
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Config:
         episodes: the shape of training episodes.
         validation: that of validation episodes.
         training: the outer loop.
+        pretraining: how a language model goes on learning (`kshot pretrain`).
         evaluation: the protocol.
         label_names: whether a label's name is one more support example of it, where names say something.
         trim_vocabulary: keep the word vectors of the tokens alone that meta-training's and meta-validation's texts have; see
@@ -75,6 +77,7 @@ class Config:
     episodes: EpisodeOptions = field(default_factory=EpisodeOptions)
     validation: EpisodeSpec = field(default_factory=lambda: EpisodeSpec(ways=5, shots=1, queries=5))
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     label_names: bool = True
     trim_vocabulary: bool = False

@@ -35,6 +35,19 @@ TRAIN = {
     "device": ("--device", "cpu or cuda."),
     "precision": ("--precision", "fp32, or bf16 for products of rounded factors."),
 }
+PRETRAIN = {
+    "kind": ("--kind", "mlm for an encoder (masked words), lm for a decoder."),
+    "backbone.name": TRAIN["backbone.name"],
+    "backbone.max_length": ("--max-length", "Tokens of a row."),
+    "read.text_column": DATA["read.text_column"],
+    "pretraining.steps": ("--steps", "Updates."),
+    "pretraining.tokens": ("--tokens", "About so many a step."),
+    "pretraining.lr": ("--lr", "Peak rate."),
+    "pretraining.held_out": ("--held-out", "The share of texts that perplexity is measured on."),
+    "pretraining.seed": ("--seed", "Seed of the order of texts and of what is masked."),
+    "device": TRAIN["device"],
+    "precision": TRAIN["precision"],
+}
 EVALUATE = {
     "evaluation.split": ("--part", "The part to draw episodes from: test, validation or train."),
     "evaluation.ways": ("--ways", "Labels an episode."),
@@ -94,7 +107,7 @@ def config_from(options: dict[str, Any]) -> Any:
             overrides[f"read.{flag}"] = True
     for name, value in options.items():
         key = name.replace("__", ".")
-        if value is not None and key in {**DATA, **TRAIN, **EVALUATE}:
+        if value is not None and key in {**DATA, **TRAIN, **PRETRAIN, **EVALUATE}:
             overrides[key] = _flag_value(key, str(value))
     overrides |= parse_assignments(options.get("assignments", ()))
     return load_config(options.get("config_file"), overrides)

@@ -27,6 +27,7 @@ from kshot.models.select import BACKBONE
 
 DEFAULT_BACKBONE = "minilm"
 _TOKENIZER_LIMIT = 1_000_000  # tokenizers without a limit of their own say a number above this
+_PLAIN_OUTPUT = {"bert", "camembert", "roberta", "xlm-roberta"}  # whose output layer is one module of token states
 _WITH_POOLER = {"albert", "bert", "camembert", "ernie", "mpnet", "roberta", "xlm-roberta"}
 
 
@@ -172,8 +173,31 @@ class Backbone:
             inputs["use_cache"] = False  # keys and values are kept for generating, which nothing here does
         module, names = self._module
         weights = {names[name]: value for name, value in params.items() if name in names}
+        if self._output is not None:
+            inputs["output_hidden_states"] = True
+            last: Tensor = functional_call(module, weights, args=(), kwargs=inputs).hidden_states[-1]
+            return last
         states: Tensor = functional_call(module, weights, args=(), kwargs=inputs).last_hidden_state
         return states
+
+    def output_scores(self, params: Mapping[str, Tensor], states: Tensor) -> Tensor:
+        """Return the scores (n, V) of the vocabulary for token states (n, H), of a masked language model."""
+        assert self._output is not None
+        known = {id(parameter): name for name, parameter in self.parameters().items()}
+        weights = {name: params[known[id(p)]] for name, p in self._output.named_parameters(remove_duplicate=False)}
+        scores: Tensor = functional_call(self._output, weights, (states,))
+        return scores
+
+    @cached_property
+    def _output(self) -> torch.nn.Module | None:
+        """The output layer of a masked language model; None where there is none."""
+        named = (getattr(self.model, name, None) for name in ("cls", "lm_head", "predictions"))
+        return next((one for one in named if isinstance(one, torch.nn.Module)), None) if self.is_masked_model else None
+
+    @property
+    def is_masked_model(self) -> bool:
+        """Whether the model has an output layer for masked words."""
+        return type(self.model).__name__.endswith("ForMaskedLM")
 
     def token_scores(
         self, params: Mapping[str, Tensor], input_ids: Tensor, mask: Tensor, first: int = 0, decoder_ids: Tensor | None = None
@@ -210,7 +234,7 @@ class Backbone:
     @cached_property
     def packed(self) -> PackedEncoder | None:
         """The fast forward pass, which is the same function; None where this kind of model or adapter has none."""
-        encoder = packed_encoder(self.model, self.spec.pooling)
+        encoder = packed_encoder(self.model.base_model, self.spec.pooling)
         if encoder is None or self.adapter is None:
             return encoder
         plain = self.adapter.spec.kind == "prompt" or self.adapter.spec.dropout > 0
@@ -237,7 +261,7 @@ def load_backbone(spec: BackboneSpec | None = None, head: str = "") -> Backbone:
 
     Args:
         spec: which.
-        head: ``lm`` for a causal decoder or an encoder-decoder with its output layer, which predicts tokens.
+        head: ``lm`` for a causal decoder or an encoder-decoder with its output layer, ``mlm`` for a masked language model.
 
     Raises:
         BackboneError: neither a package, a folder nor a reachable hub model has this name, or it is of an unsuited kind.
@@ -268,13 +292,21 @@ def load_backbone(spec: BackboneSpec | None = None, head: str = "") -> Backbone:
 
 
 def _model(name: str, location: str, local: bool, head: str) -> Any:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
     from transformers.models.auto import modeling_auto as auto
 
     options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": local}
     if not head:
         return AutoModel.from_pretrained(location, **options, **_no_pooler(location, local))
     config = AutoConfig.from_pretrained(location, local_files_only=local)
+    if head == "mlm":
+        if config.model_type not in _PLAIN_OUTPUT:
+            raise BackboneError(
+                f"The backbone '{name}' ({config.model_type}) is no masked language model that kshot can go on training.",
+                f"Expected one of {listing(sorted(_PLAIN_OUTPUT))}.",
+                "For a decoder name --kind lm.",
+            )
+        return AutoModelForMaskedLM.from_pretrained(location, **options)
     if getattr(config, "is_encoder_decoder", False):
         return AutoModelForSeq2SeqLM.from_pretrained(location, **options)
     encoder = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files as package_files
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from kshot.errors import DataError, listing, nearest
-from kshot.tasks.columns import LABEL_NAMES, peek
+from kshot.tasks.cloze import cloze_records
+from kshot.tasks.columns import LABEL_NAMES, find_columns, peek
 from kshot.tasks.ingest import SourceFile, build_corpus
 from kshot.tasks.readers import (
     READERS,
@@ -33,6 +35,7 @@ PARTS = {
     "test": "test", "testing": "test", "eval": "test",
 }  # fmt: skip
 BUNDLED = "bundled:"
+CLOZE = "cloze:"
 HUB = "hub:"
 _NOT_LABELS = {"id", "idx", "index", "uid", "guid", "source", "date"}
 
@@ -43,9 +46,10 @@ def load_tasks(
     """Read one or more sources into tasks.
 
     A source is a data file (one task, or several with ``task_column``), a folder, a data set of the hub (``hub:name``
-    or ``hub:name:config``), or the bundled tasks (``bundled:en``, ``bundled:zh``, ``bundled:en/finance``). A folder holds
-    a file per part (``train.csv``, ``test.csv``), a file per label (files without a label column), a file per task,
-    or a sub-folder per task. Files without labels beside labelled ones are passed over.
+    or ``hub:name:config``), the bundled tasks (``bundled:en``, ``bundled:zh``, ``bundled:en/finance``), or texts without
+    labels, of which a task of hidden words is made (``cloze:path``; see `kshot.tasks.cloze`). A folder holds a file per part
+    (``train.csv``, ``test.csv``), a file per label (files without a label column), a file per task, or a sub-folder per
+    task. Files without labels beside labelled ones are passed over.
 
     Args:
         sources: what to read.
@@ -72,12 +76,34 @@ def load_tasks(
 def _load(source: str, options: ReadOptions, schema: Schema) -> list[Task]:
     if source.startswith(HUB):
         return _load_hub(source.removeprefix(HUB), options, schema)
+    if source.startswith(CLOZE):
+        return _load_cloze(Path(source.removeprefix(CLOZE)), options)
     path = _bundled(source.removeprefix(BUNDLED)) if source.startswith(BUNDLED) else Path(source)
     if not path.exists():
         raise DataError(f"No such file or folder: '{source}'.{_near_path(path)}", mend="Check --tasks.")
     name = path.resolve().name if path.is_dir() else data_stem(path)
     files = list(_folder_files(path, options, schema)) if path.is_dir() else [SourceFile(path, name)]
     return build_corpus(name, files, options, schema).tasks()
+
+
+def _load_cloze(path: Path, options: ReadOptions) -> list[Task]:
+    """Make a task of hidden words from texts without labels: a file, or a folder's files, each with a text a row."""
+    if not path.exists():
+        raise DataError(f"No such file or folder: '{path}'.{_near_path(path)}", mend="Check --tasks.")
+    files = sorted(entry for entry in path.rglob("*") if is_data_file(entry)) if path.is_dir() else [path]
+
+    def texts() -> Iterator[str]:
+        for file in files:
+            sample, rest = peek(read_records(file))
+            found = find_columns(str(file), [r for _, r in sample], options.text_column, label_required=False).text
+            yield from (str(record[found]) for _, record in chain(sample, rest) if str(record.get(found) or "").strip())
+
+    digest = hashlib.blake2b(b"cloze")
+    for file in files:
+        digest.update(SourceFile(file, "").digest())
+    name = path.resolve().name if path.is_dir() else data_stem(path)
+    source = SourceFile(Path(f"{CLOZE}{path}"), name, records=lambda: cloze_records(texts), fingerprint=digest.hexdigest())
+    return build_corpus(name, [source], replace(options, text_column="text", label_column="label"), CLASSIFICATION).tasks()
 
 
 def _near_path(path: Path) -> str:

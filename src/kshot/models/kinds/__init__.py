@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kshot.errors import ConfigError, listing, nearest
 from kshot.models.kinds.generation import GenerationSchema, GenerativeLearner, LanguageLearner, LanguageSchema
+from kshot.models.kinds.masking import MaskedLearner, MaskedSchema
 from kshot.models.kinds.pair import PairLearner, PairSchema
 from kshot.models.kinds.qa import QALearner, QASchema
 from kshot.models.kinds.relation import RelationLearner, RelationSchema
@@ -34,6 +35,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "classification": Kind(CLASSIFICATION, Learner, names=True, scoped=True),
     "lm": Kind(LanguageSchema(), LanguageLearner),
+    "mlm": Kind(MaskedSchema(), MaskedLearner),
     "pair": Kind(PairSchema(), PairLearner, scoped=True),
     "qa": Kind(QASchema(), QALearner),
     "relation": Kind(RelationSchema(), RelationLearner, scoped=True),

@@ -272,6 +272,18 @@ class LanguageLearner(GenerativeLearner):
 
     kind = "lm"
 
+    def rows_of(self, texts: Sequence[str]) -> Batch:
+        """Return texts end to end in full rows, each of whose tokens but the first is to be predicted: nothing is padded."""
+        tokenizer, most = self.backbone.tokenizer, self.backbone.max_length
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        ids = [token for text in texts for token in self._plain(text) + end]
+        rows = [ids[start : start + most] for start in range(0, len(ids), most)]
+        rows = rows[:-1] if len(rows) > 1 and len(rows[-1]) < most else rows
+        places = [(row, at) for row, own in enumerate(rows) for at in range(1, len(own))]
+        padded, mask = pad(rows, tokenizer.pad_token_id or 0)
+        wanted = [rows[row][at] for row, at in places]
+        return self._predicting(Examples(tuple(texts)), places, wanted, shift=1, ids=padded, mask=mask)
+
 
 @contextmanager
 def _at(own: Mapping[str, torch.nn.Parameter], params: Mapping[str, Tensor]) -> Iterator[None]:
