@@ -16,7 +16,8 @@ ANIMALS = ("heron", "badger", "otter", "weasel")
 
 
 def texts(each: int = 14) -> list[str]:
-    return [f"the {animal} sleeps by the river at {hour}" for hour in range(each) for animal in ANIMALS]
+    pairs = [(hour, number) for hour in range(each) for number in range(len(ANIMALS))]
+    return [f"the {ANIMALS[number]} sleeps by the river at {hour}:{number}0" for hour, number in pairs]
 
 
 def test_a_chosen_word_is_hidden_wherever_it_is_and_is_the_label():
