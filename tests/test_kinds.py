@@ -467,3 +467,20 @@ def test_an_encoded_episode_keeps_its_shape():
     episode = learner.encode(TAGGING.episodes(tasks, EpisodeSpec(2, 1, 1))[0])
     assert isinstance(episode, EncodedEpisode)
     assert sum(episode.support.sizes) == len(episode.support)
+
+
+BUNDLES = {
+    "tagging": "customer_service │ 4      │ 18 ",
+    "relation": "business │ 5      │ 30 ",
+    "qa": "clinic   │ 0      │ 11 ",
+    "seq2seq": "headline                │ 0      │ 12 ",
+}
+
+
+@pytest.mark.parametrize(("kind", "said"), BUNDLES.items())
+def test_the_bundled_tasks_of_every_kind_are_understood(kshot, kind, said):
+    out = kshot.done("data", "check", f"bundled:{kind}/en", "--kind", kind).out
+    assert said in out
+    assert "meta-train" in out or "a part would have 1" in out
+    answer = kshot.refused("data", "check", "bundled:nowhere")
+    assert f"{kind}/en" in answer

@@ -52,7 +52,7 @@ def print_check(config: Config) -> None:
     console.print(table)
     if len(tasks) > len(summaries):
         console.print(f"and {len(tasks) - len(summaries)} more tasks")
-    for summary in summaries:
+    for summary in (summary for summary in summaries if summary.labels):
         shown = listing([f"{label} ({count})" for label, count in summary.labels.items()], _LABELS_SHOWN)
         console.print(f"[bold]{escape(summary.name)}[/bold]: {escape(shown)}")
         for text, labels in summary.conflicts:
@@ -65,8 +65,8 @@ def _add_task(table: Table, summary: TaskSummary) -> None:
     table.add_row(
         escape(summary.name),
         str(len(counts)),
-        f"{sum(counts):,}",
-        f"{min(counts)}-{max(counts)}",
+        f"{summary.examples:,}",
+        f"{min(counts)}-{max(counts)}" if counts else "-",
         "/".join(f"{length:,}" for length in summary.lengths),
         summary.language,
         str(summary.duplicates),
@@ -86,8 +86,8 @@ def _print_split(console: Console, config: Config) -> None:
         fewest = min((count for task in tasks for count in task.counts().values()), default=0)
         labels, texts = sum(len(task.labels) for task in tasks), sum(len(task) for task in tasks)
         console.print(
-            f"Split '{escape(config.split.by)}', meta-{split}: {len(tasks)} task(s), {labels} labels, {texts:,} texts, "
-            f"at least {fewest} a label"
+            f"Split '{escape(config.split.by)}', meta-{split}: {len(tasks)} task(s), "
+            + (f"{labels} labels, {texts:,} texts, at least {fewest} a label" if labels else f"{texts:,} texts")
         )
     shared = suite.overlap()
     if shared:

@@ -19,6 +19,7 @@ class TaskSummary:
     Args:
         name: the task's name.
         labels: the number of examples by label.
+        examples: how many there are.
         lengths: the shortest, median and longest text, in characters (of a sample where there are many).
         language: the ISO 639-1 code of most texts.
         duplicates: texts that stand there more than once under the same label.
@@ -28,6 +29,7 @@ class TaskSummary:
 
     name: str
     labels: dict[str, int]
+    examples: int
     lengths: tuple[int, int, int]
     language: str
     duplicates: int
@@ -58,6 +60,7 @@ def summarise(task: Task, examples: int = 3) -> TaskSummary:
     return TaskSummary(
         name=task.name,
         labels=task.counts(),
+        examples=len(task),
         lengths=(min(lengths), int(np.median(lengths)), max(lengths)),
         language=language(texts[:_LANGUAGE_SAMPLE]),
         duplicates=len(rows) - pairs.shape[1],

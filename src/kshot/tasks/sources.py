@@ -114,10 +114,10 @@ def _near_path(path: Path) -> str:
 def _bundled(name: str) -> Path:
     """Return where bundled tasks lie: ``en``, ``en/law``, and of other kinds than classification ``tagging/en/law``."""
     root = Path(str(package_files("kshot.tasks") / "bundled"))
-    for path in (root / name, root / f"{name}.jsonl"):
-        if name and path.exists() and (path.is_file() or any(path.glob("*.jsonl"))):
+    for path in (root / name, root / f"{name}.jsonl", root / f"{name}.json"):
+        if name and path.exists() and (path.is_file() or any(path.glob("*.json*"))):
             return path
-    files = [path.relative_to(root).with_suffix("") for path in root.glob("**/*.jsonl")]
+    files = [path.relative_to(root).with_suffix("") for path in root.glob("**/*.json*")]
     known = sorted({str(path.parent) for path in files} | {str(path) for path in files})
     raise DataError(f"No bundled tasks '{name}'.{nearest(name, known)}", f"There are: {listing(known, 30)}.")
 
