@@ -88,6 +88,11 @@ class Findings:
         self.methods += sorted(others, key=lambda method: -rank(self.row(method, self.chosen).get("accuracy"), absent=-1))
 
     @property
+    def of_words(self) -> str:
+        """What figures by label count, where that is not texts."""
+        return " of words" if self.kind == "tagging" else ""
+
+    @property
     def title(self) -> str:
         """What the methods are measured by, as a heading."""
         return self.metric[0].upper() + self.metric[1:]

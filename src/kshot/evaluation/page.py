@@ -67,10 +67,15 @@ def cards(found: Findings) -> Html:
         card("Time to adapt", time, unit, "median, from support texts to classifier")
     if not math.isnan(number(row.get("macro_f1"))):
         both = f"precision {percent(number(row.get('macro_precision')))}, recall {percent(number(row.get('macro_recall')))}"
-        card("Macro F1", percent(number(row["macro_f1"])), "%", both)
+        card(f"Macro F1{found.of_words}", percent(number(row["macro_f1"])), "%", both)
     weakest = min(found.of_main("labels"), key=lambda label: rank(label.get("f1")), default=None)
     if weakest is not None:
-        card("Weakest label, F1", percent(number(weakest.get("f1"))), "%", f"{weakest['label']} ({weakest['task']})")
+        card(
+            f"Weakest label, F1{found.of_words}",
+            percent(number(weakest.get("f1"))),
+            "%",
+            f"{weakest['label']} ({weakest['task']})",
+        )
     return tag("dl", *boxes, class_="cards")
 
 
@@ -120,7 +125,7 @@ def accuracies(found: Findings) -> Html:
         about,
         drawn,
         table("Method", heads, body, groups, found.main),
-        folded("Macro-averaged precision, recall and F1, %", macro) if labelled else Html(),
+        folded(f"Macro-averaged precision, recall and F1{found.of_words}, %", macro) if labelled else Html(),
     )
 
 
@@ -250,7 +255,7 @@ def by_label(found: Findings) -> Html:
         figures = [percent(number(row.get(name))) for name in ("precision", "recall")]
         body.append((str(row["label"]), [row["task"], *figures, bar, row.get("queries") or "–"]))
     listing = table("Label", ["Task", "Precision, %", "Recall, %", "F1, %", "Queries"], body)
-    summary = f"{count(len(listed), 'label')} at {count(listed[0]['shots'], 'shot')}, the lowest F1 first"
+    summary = f"{count(len(listed), 'label')} at {count(listed[0]['shots'], 'shot')}, the lowest F1{found.of_words} first"
     return section("Label by label", "", folded(summary, listing, is_open=len(body) <= _LONG))
 
 
