@@ -176,7 +176,7 @@ def test_the_command(corpus, tmp_path, kshot):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.doc").write_text("x")
     said = kshot.refused("pretrain", corpus, *flags, "--out", tmp_path / "other", "--overwrite")
-    assert "is not of a pre-training, so --overwrite leaves it alone" in said
+    assert "is not a pre-training of kshot, so --overwrite leaves it alone" in said
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import torch
 
 from kshot.config import Config, load_config
 from kshot.deploy import adapt
-from kshot.errors import ConfigError, DataError, Interrupted, RunError, listing
+from kshot.errors import ConfigError, DataError, Interrupted, listing
 from kshot.evaluation import EvaluationConfig
 from kshot.evaluation import evaluate as evaluate_run
-from kshot.files import disk_errors, require_writable
+from kshot.folders import replaced, require_free
 from kshot.meta import ALGORITHMS, Algorithm, new_algorithm
 from kshot.meta.inner import InnerLoop
 from kshot.models import AdapterSpec, Learner, add_adapter, load_backbone, new_learner
@@ -112,7 +112,7 @@ def train(
     adapter = config.adapter.named_by(getattr(algorithm, "adapts", ""), config.training.trains)
     require_device(config.device)
     require_precision(config.precision, config.device)
-    _require_free(out, resume, overwrite)
+    require_free(out, resume, overwrite, CARD, "run")
     kind = kind_of(_kind(suite))
     require_served(kind, name, algorithm)
     shape = config.episodes.spec(name, suite.train)
@@ -136,7 +136,7 @@ def train(
         "tasks": {split: _digest(suite[split]) for split in ("train", "validation")},
     }
     begin = time.perf_counter()
-    with _replaced(out) if overwrite and out.exists() else nullcontext():
+    with replaced(out) if overwrite and out.exists() else nullcontext():
         try:
             result = meta_train(learner, algorithm, episodes, validation, outer, out, callbacks, resume, identity)
         finally:
@@ -317,47 +317,6 @@ def require_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"The device '{device}' cannot be used here: {reason}", mend="Use --device cpu.") from error
-
-
-def _require_free(out: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse an output folder that is in the way, that holds something else than a run, or that cannot be written."""
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other.")
-    require_writable(out)
-    if overwrite and out.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise RunError(f"The folder '{out}' is where you are, so --overwrite leaves it alone.", mend="Choose another.")
-    if resume:
-        if (out / CARD).exists():
-            raise RunError(f"The run '{out}' is finished: there is nothing to resume.")
-        if not (out / LAST).exists():
-            raise RunError(
-                f"Cannot resume: '{out}' has no checkpoint.",
-                mend="Train without --resume, or name the folder of a stopped run.",
-            )
-    elif out.exists() and any(out.iterdir()):
-        if not overwrite:
-            raise RunError(
-                f"The output folder '{out}' exists and is not empty.",
-                mend="Choose another, go on with --resume, or replace it with --overwrite.",
-            )
-        if not ((out / CARD).exists() or (out / LAST).exists()):
-            raise RunError(f"The folder '{out}' is not a run of kshot, so --overwrite leaves it alone.", mend="Choose another.")
-
-
-@contextmanager
-def _replaced(out: Path) -> Iterator[None]:
-    """Set a run aside while another is made in its place; it comes back where nothing was made."""
-    old = out.with_name(f".{out.name}.old")
-    with disk_errors(out):
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    try:
-        yield
-    finally:
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(out)
 
 
 def public_config(config: Config) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import Any
 
 from kshot.api import public_config, replace_config, require_device
 from kshot.config import Config
-from kshot.errors import ConfigError, DataError, RunError, listing
-from kshot.files import require_writable
+from kshot.errors import ConfigError, DataError, listing
+from kshot.folders import replaced, require_free
 from kshot.models import load_backbone, new_learner
 from kshot.models.kinds import kind_of
 from kshot.models.precision import choose_matmul_route, default_matmul_route, require_precision
@@ -21,7 +21,6 @@ from kshot.tasks.columns import peek
 from kshot.tasks.readers import READERS, is_data_file, read_records
 from kshot.tasks.schema import EmptyFieldError, Schema
 from kshot.training.callbacks import Callback
-from kshot.training.checkpoint import LAST
 from kshot.training.pretraining import CARD, held_out_perplexity
 from kshot.training.pretraining import pretrain as go_on
 
@@ -64,7 +63,7 @@ def pretrain(
     kind, begin = kind_of(config.kind), time.perf_counter()
     require_device(config.device)
     require_precision(config.precision, config.device)
-    _require_free(out, resume, overwrite)
+    require_free(out, resume, overwrite, CARD, "pre-training")
     files = text_files([texts] if isinstance(texts, str) else texts)
     backbone = load_backbone(config.backbone, kind.learner.head)
     tell(choose_matmul_route() if config.fast else default_matmul_route())
@@ -78,9 +77,8 @@ def pretrain(
     if before is not None:
         tell(f"Perplexity of held-out texts before: {before:.2f}")
     record = {"kind": config.kind, "backbone": public_config(config)["backbone"], "precision": config.precision}
-    if overwrite and out.exists() and not resume:
-        shutil.rmtree(out)
-    trained, history = go_on(learner, stream, out, config.pretraining, callbacks, resume, record)
+    with replaced(out) if overwrite and out.exists() else nullcontext():
+        trained, history = go_on(learner, stream, out, config.pretraining, callbacks, resume, record)
     after = held_out_perplexity(trained, stream, config.pretraining)
     tokens = int(sum(entry["tokens"] for entry in history))
     return {"perplexity": (before, after), "tokens": tokens, "seconds": time.perf_counter() - begin}
@@ -116,23 +114,3 @@ def read_texts(files: Sequence[Path], schema: Schema, config: Config) -> Iterato
                 yield schema.row(record, roles, None).text
             except EmptyFieldError:
                 continue
-
-
-def _require_free(out: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that is in the way, or that there is nothing to go on from in."""
-    require_writable(out)
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other.")
-    if resume:
-        if (out / CARD).exists():
-            raise RunError(f"The training of '{out}' is finished: there is nothing to resume.")
-        if not (out / LAST).exists():
-            raise RunError(f"Cannot resume: '{out}' has no checkpoint.", mend="Train without --resume.")
-    elif out.exists() and any(out.iterdir()):
-        if not overwrite:
-            raise RunError(
-                f"The output folder '{out}' exists and is not empty.",
-                mend="Choose another, go on with --resume, or replace it with --overwrite.",
-            )
-        if not ((out / CARD).exists() or (out / LAST).exists()):
-            raise RunError(f"'{out}' is not of a pre-training, so --overwrite leaves it alone.", mend="Choose another.")
