@@ -372,9 +372,12 @@ def test_without_name_resolution_the_hub_is_not_asked_again_and_again(monkeypatc
     [
         (
             "minilmm",
-            "No backbone 'minilmm'. Did you mean 'minilm'? Expected an alias (minilm, e5-multilingual, tiny), a folder",
+            "No backbone 'minilmm'. Did you mean 'minilm'? Expected an alias (minilm, e5-multilingual, smollm2, tiny), a folder",
         ),
-        ("./absent/folder", "No backbone './absent/folder'. Expected an alias (minilm, e5-multilingual, tiny), a folder"),
+        (
+            "./absent/folder",
+            "No backbone './absent/folder'. Expected an alias (minilm, e5-multilingual, smollm2, tiny), a folder",
+        ),
         ("/absent", "No backbone '/absent'. Expected an alias"),
         ("a/b/c", "No backbone 'a/b/c'. Expected an alias"),
     ],
