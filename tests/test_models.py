@@ -372,7 +372,8 @@ def test_without_name_resolution_the_hub_is_not_asked_again_and_again(monkeypatc
     [
         (
             "minilmm",
-            "No backbone 'minilmm'. Did you mean 'minilm'? Expected an alias (minilm, e5-multilingual, smollm2, tiny), a folder",
+            "No backbone 'minilmm'. Did you mean 'minilm'? "
+            "Expected an alias (minilm, e5-multilingual, smollm2, tiny), a folder",
         ),
         (
             "./absent/folder",
