@@ -163,8 +163,9 @@ def _step(
         group["lr"] = outer.rate(step)
     optimizer.zero_grad(set_to_none=True)
     loss = learner.loss(learner.params, batch)
-    if not math.isfinite(float(loss)):
-        raise TrainingError(f"The loss became {float(loss)} at step {step + 1}.", mend="Try a smaller pretraining.lr.")
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingError(f"The loss became {value} at step {step + 1}.", mend="Try a smaller pretraining.lr.")
     loss.backward()  # type: ignore[no-untyped-call]
     norm = float(torch.nn.utils.clip_grad_norm_(learner.params.values(), outer.clip or math.inf))
     optimizer.step()
@@ -173,7 +174,7 @@ def _step(
     seconds = time.perf_counter() - begin
     return {
         "step": step + 1,
-        "loss": float(loss),
+        "loss": value,
         "lr": outer.rate(step),
         "gradient_norm": norm,
         "tokens": tokens,

@@ -230,7 +230,7 @@ class GenerativeLearner(Learner):
 
     def score(self, logits: Tensor, batch: Batch) -> float:
         """Return the geometric mean of the tokens' probabilities, which is one over the perplexity."""
-        return float(torch.exp(-self.loss_of(logits, batch)))
+        return float(torch.exp(-self.loss_of(logits.detach(), batch)))
 
     @torch.no_grad()
     def generate(self, params: Mapping[str, Tensor], sources: Sequence[str], how: Decoding | None = None) -> list[str]:
