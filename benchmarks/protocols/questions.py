@@ -47,8 +47,6 @@ def drawn(data: Path, dataset: str, shots: int) -> list[Episode]:
     for index in range(DRAWS):
         rng, parts = np.random.default_rng([shots, index]), list[Examples]()
         for task, count in zip(sides, (shots, QUESTIONS), strict=True):
-            rows = rng.permutation(task.all_rows())[:count].tolist()
-            texts, annotations = task.corpus.texts(rows), task.corpus.annotations(rows)
-            parts.append(Examples(tuple(texts), (0,) * len(rows), tuple(rows), annotations=tuple(annotations)))
+            parts.append(Examples.of_rows(task, rng.permutation(task.all_rows())[:count].tolist()))
         episodes.append(replace(Episode(dataset, "", (), *parts), index=index))
     return episodes

@@ -56,7 +56,5 @@ def drawn(task: Task, shots: int, draws: int, part: str = "test") -> list[Episod
     episodes = []
     for index in range(draws):
         rows = np.random.default_rng([shots, index]).permutation(other.all_rows())[:SENTENCES].tolist()
-        texts, annotations = other.corpus.texts(rows), other.corpus.annotations(rows)
-        query = Examples(tuple(texts), (0,) * len(rows), tuple(rows), annotations=tuple(annotations))
-        episodes.append(replace(sampler[index], query=query))
+        episodes.append(replace(sampler[index], query=Examples.of_rows(other, rows)))
     return episodes

@@ -274,15 +274,19 @@ def by_type(found: Findings) -> Html:
     return section("Entities by type", about, folded(f"{len(body)} rows", listing, is_open=len(body) <= 2 * _LONG))
 
 
-def generation(found: Findings) -> Html:
+def exact_match(found: Findings) -> Html:
+    """Return the share of answers that are right to the letter, of kinds that answer questions."""
+    rows = [row for row in found.rows if "exact_match" in row]
+    if not rows:
+        return Html()
+    body = [(str(row["method"]), [row["shots"], percent(number(row["exact_match"]))]) for row in rows]
+    about = "The share of answers that are one of those given, up to case, articles and signs."
+    return section("Exact match", about, table("Method", ["Examples", "Exact match, %"], body))
+
+
+def perplexity(found: Findings) -> Html:
     """Return perplexity and bits a byte, of kinds that predict texts."""
     rows = [row for row in found.rows if "perplexity" in row]
-    exact = [
-        (str(row["method"]), [row["shots"], percent(number(row["exact_match"]))]) for row in found.rows if "exact_match" in row
-    ]
-    if exact:
-        about = "The share of answers that are one of those given, up to case, articles and signs."
-        return section("Exact match", about, table("Method", ["Examples", "Exact match, %"], exact))
     if not rows:
         return Html()
     body = []

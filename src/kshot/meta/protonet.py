@@ -189,9 +189,11 @@ def _moved(learner: Learner, adapted: Adapted) -> Learner:
 
 def _untouched(learner: Learner, batch: Batch) -> Tensor | None:
     """Return the vectors (B, H), of unit length, of the encoder before meta-training; None where that was not kept."""
-    if batch.untouched is None and batch.features is None:
-        batch = learner.featurised(batch)
-    return None if batch.untouched is None else F.normalize(batch.untouched, dim=-1)
+    z = batch.untouched
+    if z is None and batch.features is None and (before := learner.before()) is not None:
+        with torch.no_grad():
+            z = before.features(before.params, batch)
+    return None if z is None else F.normalize(z, dim=-1)
 
 
 def left_out_cosines(z: Tensor, batch: Batch, weights: Tensor) -> Tensor:

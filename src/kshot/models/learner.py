@@ -85,6 +85,8 @@ class Learner:
 
     def start(self, ways: int) -> Params:
         """Return the parameters with the head's shared class vector copied for ``ways`` classes: weight (N, H), bias (N,)."""
+        if not self.labelled:  # a head, if any, is the same for all tasks
+            return dict(self.params)
         weight, bias = self.params["head.weight"], self.params["head.bias"]
         return self.params | {"head.weight": weight.expand(ways, -1).contiguous(), "head.bias": bias.expand(ways).contiguous()}
 
@@ -220,8 +222,7 @@ class Learner:
         rows, batch = examples.rows, self.annotated(examples, labels)
         if corpus in self.vectors and rows:
             stored = self.vectors[corpus].rows(rows).to(self.device)
-            named = self.embed(self._tokens(examples.texts[len(rows) :]))
-            return batch.to(self.device).with_features(torch.cat([stored, named]))
+            return batch.to(self.device).with_features(torch.cat([stored, self.embed_texts(examples.texts[len(rows) :])]))
         known = self.stores[corpus].rows(rows) if corpus in self.stores else []
         input_ids, mask = pad(known + self._tokens(examples.texts[len(known) :]), self.backbone.tokenizer.pad_token_id or 0)
         return replace(batch, input_ids=input_ids, mask=mask).to(self.device)

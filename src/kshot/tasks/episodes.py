@@ -45,12 +45,16 @@ class Examples:
     def of(cls, task: Task) -> Examples:
         """Return all examples of a task."""
         if task.corpus.shared or not task.labels:
-            rows = task.all_rows().tolist()
-            annotations = tuple(task.corpus.annotations(rows))
-            return cls(tuple(task.corpus.texts(rows)), (0,) * len(rows), tuple(rows), annotations=annotations)
+            return cls.of_rows(task, task.all_rows().tolist())
         listed = [(row, number) for number in range(len(task.labels)) for row in task.rows(number).tolist()]
         rows = [row for row, _ in listed]
         return cls(tuple(task.corpus.texts(rows)), tuple(number for _, number in listed), tuple(rows))
+
+    @classmethod
+    def of_rows(cls, task: Task, rows: Sequence[int]) -> Examples:
+        """Return some rows of a task, of a kind whose examples have annotations or no label."""
+        annotations = tuple(task.corpus.annotations(rows))
+        return cls(tuple(task.corpus.texts(rows)), (0,) * len(rows), tuple(rows), annotations=annotations)
 
     def named(self, labels: Sequence[str]) -> Examples:
         """Return the examples with each label's name as one more of its label, the same ones where the names say nothing.

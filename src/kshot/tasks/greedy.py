@@ -97,7 +97,9 @@ class GreedySampler(Sampler):
         taken: set[int] = set()
         support = self._side(rng, pool, labels, shots, taken)
         query = self._side(rng, pool, labels, self.spec.queries, taken)
-        return Episode(task.name, task.corpus.fingerprint, tuple(labels), _examples(task, support), _examples(task, query))
+        return Episode(
+            task.name, task.corpus.fingerprint, tuple(labels), Examples.of_rows(task, support), Examples.of_rows(task, query)
+        )
 
     def _side(self, rng: np.random.Generator, pool: _Pool, labels: Sequence[str], shots: int, taken: set[int]) -> list[int]:
         """Draw rows in which every label is mentioned at least ``shots`` times, as far as there are any; add their texts."""
@@ -115,8 +117,3 @@ class GreedySampler(Sampler):
                     chosen.append(row)
                     counts.update({name: own[name] for name in labels})
         return chosen
-
-
-def _examples(task: Task, rows: Sequence[int]) -> Examples:
-    texts, annotations = task.corpus.texts(rows), task.corpus.annotations(rows)
-    return Examples(tuple(texts), (), tuple(rows), annotations=tuple(annotations))

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kshot.errors import RunError
+from kshot.errors import RunError, listing
 from kshot.files import aligned, atomic_file
 from kshot.models import Params
 from kshot.training.callbacks import History
@@ -79,6 +79,29 @@ def load_checkpoint(path: Path) -> tuple[Params, dict[int, dict[str, Tensor]], S
             index, key = rest.split("/")
             moments.setdefault(int(index), {})[key] = value
     return params, moments, State(**meta["state"]), meta["history"], meta["config"]
+
+
+def restore_checkpoint(
+    path: Path, params: Params, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> tuple[State, History]:
+    """Put a checkpoint into parameters and their optimiser, and return its state and history.
+
+    Raises:
+        RunError: absent, damaged, of a newer schema, or of a training with another identity.
+    """
+    stored, moments, state, history, before = load_checkpoint(path)
+    changed = sorted(differences(before, identity))
+    if changed:
+        raise RunError(
+            f"Cannot resume from '{path}': {listing(changed, 6)}.",
+            "A resumed training must have the options of the one that was stopped.",
+            "Repeat them, or start anew with --overwrite.",
+        )
+    with torch.no_grad():
+        for name, value in stored.items():
+            params[name].copy_(value)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return state, history
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

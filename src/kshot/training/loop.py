@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kshot.errors import ConfigError, RunError, TrainingError, listing
+from kshot.errors import ConfigError, TrainingError
 from kshot.meta import Algorithm
 from kshot.models import Learner
 from kshot.models.select import ADAPTER, HEAD, select
@@ -24,9 +24,8 @@ from kshot.training.checkpoint import (
     BEST,
     LAST,
     State,
-    differences,
-    load_checkpoint,
     load_params,
+    restore_checkpoint,
     save_checkpoint,
     save_params,
 )
@@ -98,7 +97,7 @@ def meta_train(
     state, history = State(), History()
     identity = {"training": asdict(config), **(record or {})}
     if resume:
-        state, history = _restore(learner, optimizer, folder / LAST, identity)
+        state, history = restore_checkpoint(folder / LAST, learner.params, optimizer, identity)
     batch_size = config.tasks_per_step or 1
 
     def save_last() -> None:
@@ -182,22 +181,6 @@ def _optimizer(learner: Learner, names: Sequence[str], config: TrainingConfig) -
 def _is_away_from_zero(name: str) -> bool:
     """Tell whether a parameter's neutral value is not 0, so that decay would pull it off."""
     return name.startswith((HEAD, "meta.", ADAPTER + "prompt.")) or name.endswith(".ia3_l")
-
-
-def _restore(learner: Learner, optimizer: torch.optim.Optimizer, path: Path, identity: dict[str, Any]) -> tuple[State, History]:
-    params, moments, state, history, stored = load_checkpoint(path)
-    changed = sorted(differences(stored, identity))
-    if changed:
-        raise RunError(
-            f"Cannot resume from '{path}': {listing(changed, 6)}.",
-            "A resumed training must have the options of the one that was stopped.",
-            "Repeat them, or start anew with --overwrite.",
-        )
-    with torch.no_grad():
-        for name, value in params.items():
-            learner.params[name].copy_(value)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return state, history
 
 
 def _step(

@@ -7,7 +7,6 @@ output layer sees masked words alone.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from kshot.errors import ConfigError, DataError, Interrupted, RunError, TrainingError, listing
+from kshot.errors import ConfigError, DataError, Interrupted, TrainingError
 from kshot.files import disk_errors, write_json
 from kshot.models import Learner
 from kshot.models.batch import Batch
 from kshot.models.kinds.generation import LanguageLearner
 from kshot.models.kinds.masking import MaskedLearner
-from kshot.models.select import BACKBONE
 from kshot.tasks.corpus import text_hash
 from kshot.training.allocator import kept_memory
 from kshot.training.callbacks import Callback, History
-from kshot.training.checkpoint import LAST, State, differences, load_checkpoint, save_checkpoint
+from kshot.training.checkpoint import LAST, State, restore_checkpoint, save_checkpoint
 from kshot.training.config import TrainingConfig
 from kshot.training.interrupt import stop_requests
+from kshot.training.run import save_backbone
 
 CARD = "pretraining.json"
 _SHUFFLED = 4_096  # texts that are shuffled together
@@ -124,7 +123,7 @@ def pretrain(
     identity = {"pretraining": asdict(config), **(record or {})}
     state, history, held = State(), History(), list(islice(_held_out(texts, config), config.validation_texts))
     if resume:
-        state, history = _restored(params, optimizer, out / LAST, identity)
+        state, history = restore_checkpoint(out / LAST, params, optimizer, identity)
     batches = _batches(learner, texts, config, state.step)
     with ExitStack() as stack:
         for callback in callbacks:
@@ -150,7 +149,9 @@ def pretrain(
             f"Stopped after step {state.step} of {config.steps}. The checkpoint is in '{out}': "
             "repeat the command with --resume to go on."
         )
-    _write(learner, out, {"config": asdict(config), "kind": learner.kind, "history": history})
+    with disk_errors(out):
+        save_backbone(learner, out)  # the card comes last
+        write_json(out / CARD, {"config": asdict(config), "kind": learner.kind, "history": history})
     return learner, history
 
 
@@ -251,35 +252,3 @@ def _batch(learner: Learner, texts: Sequence[str], seed: int) -> Batch:
         return learner.masked(texts, seed)
     assert isinstance(learner, LanguageLearner)
     return learner.rows_of(texts)
-
-
-def _restored(
-    params: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path, identity: dict[str, Any]
-) -> tuple[State, History]:
-    stored, moments, state, history, before = load_checkpoint(path)
-    changed = sorted(differences(before, json.loads(json.dumps(identity))))
-    if changed:
-        raise RunError(
-            f"Cannot resume from '{path}': {listing(changed, 6)}.",
-            "A resumed training must have the options of the one that was stopped.",
-            "Repeat them, or start anew with --overwrite.",
-        )
-    with torch.no_grad():
-        for name, value in stored.items():
-            params[name].copy_(value)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return state, history
-
-
-def _write(learner: Learner, out: Path, card: dict[str, Any]) -> None:
-    """Write the model in Hugging Face's form, which a backbone may be named by; the card comes last."""
-    model = learner.backbone.model
-    known = dict(model.named_parameters(remove_duplicate=False))
-    state = {name: value for name, value in model.state_dict().items() if name not in known}
-    state |= {
-        n.removeprefix(BACKBONE): v.detach().cpu().contiguous() for n, v in learner.params.items() if n.startswith(BACKBONE)
-    }
-    with disk_errors(out):
-        model.save_pretrained(out, state_dict=state)
-        learner.backbone.tokenizer.save_pretrained(out)
-        write_json(out / CARD, card)

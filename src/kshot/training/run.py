@@ -91,13 +91,7 @@ def save_run(run: Run, folder: Path) -> Run:
     tensors = {name: value.detach().cpu().contiguous() for name, value in learner.params.items()}
     with disk_errors(folder):
         (folder / CARD).unlink(missing_ok=True)
-        target = folder / _BACKBONE
-        known = dict(backbone.model.named_parameters(remove_duplicate=False))
-        state = {n: value for n, value in backbone.model.state_dict().items() if n not in known}  # what is no parameter
-        state |= {n.removeprefix(BACKBONE): value for n, value in tensors.items() if n.startswith(BACKBONE)}
-        backbone.model.save_pretrained(target, state_dict=state)
-        backbone.tokenizer.save_pretrained(target)
-        _forget_origin(target / "config.json")
+        save_backbone(learner, folder / _BACKBONE)
         save_file({n: value for n, value in tensors.items() if not n.startswith(BACKBONE)}, folder / _HEAD)
         (folder / _UNTOUCHED).unlink(missing_ok=True)
         if learner.untouched is not None:
@@ -119,6 +113,18 @@ def save_run(run: Run, folder: Path) -> Run:
     card = {**made, **run.card, **made}  # a run that is saved again is made again
     write_json(folder / CARD, card)
     return replace(run, card=card, folder=folder)
+
+
+def save_backbone(learner: Learner, folder: Path) -> None:
+    """Write a learner's backbone and tokenizer in Hugging Face's form, without where they were loaded from."""
+    model = learner.backbone.model
+    known = dict(model.named_parameters(remove_duplicate=False))
+    state = {n: value for n, value in model.state_dict().items() if n not in known}  # what is no parameter
+    own = {n: value for n, value in learner.params.items() if n.startswith(BACKBONE)}
+    state |= {n.removeprefix(BACKBONE): value.detach().cpu().contiguous() for n, value in own.items()}
+    model.save_pretrained(folder, state_dict=state)
+    learner.backbone.tokenizer.save_pretrained(folder)
+    _forget_origin(folder / "config.json")
 
 
 def _seen_from(folder: Path, name: str) -> str:

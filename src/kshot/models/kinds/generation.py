@@ -16,12 +16,12 @@ from torch import Tensor
 
 from kshot.errors import DataError, listing
 from kshot.models.batch import Batch, pad
-from kshot.models.learner import Learner, Params
+from kshot.models.learner import Learner
 from kshot.models.spans import Spans
 from kshot.tasks import Corpus, EpisodeSpec, Examples, Sampler, Task
 from kshot.tasks.columns import TEXT_NAMES
 from kshot.tasks.domains import DomainSampler
-from kshot.tasks.readers import Record
+from kshot.tasks.readers import Record, column_names
 from kshot.tasks.schema import EmptyFieldError, ReadOptions, Roles, Row, Schema, WrongRowError, text_of
 
 _BETWEEN = "\n=>\n"  # source and target, for a decoder that reads one text
@@ -38,7 +38,7 @@ class GenerationSchema(Schema):
     annotated = True
 
     def columns(self, where: str, sample: Sequence[Record], options: ReadOptions, label: str | None) -> Roles:
-        names = list(dict.fromkeys(name for record in sample for name in record))
+        names = column_names(sample)
         chat = next((name for name in _CHAT if name in names), None)
         if chat is not None and options.text_column is None:
             return {"chat": chat, "task": options.task_column}
@@ -66,9 +66,6 @@ class GenerationSchema(Schema):
 
     def example(self, value: Any, label: Any) -> Row:
         return replace(super().example(value, label), labels=(), annotation=label)
-
-    def usable(self, task: Task) -> dict[str, int]:
-        return {}
 
     def episodes(self, tasks: Sequence[Task], spec: EpisodeSpec, seed: int = 0) -> Sampler:
         return DomainSampler(tasks, spec, seed)
@@ -98,7 +95,7 @@ class LanguageSchema(GenerationSchema):
     annotated = False
 
     def columns(self, where: str, sample: Sequence[Record], options: ReadOptions, label: str | None) -> Roles:
-        names = list(dict.fromkeys(name for record in sample for name in record))
+        names = column_names(sample)
         text = options.text_column or next((name for name in TEXT_NAMES if name in names), names[0] if names else None)
         if text not in names:
             raise DataError(f"{where}: no column '{text}' (--text-column).", f"The columns are: {listing(names)}.")
@@ -145,9 +142,6 @@ class GenerativeLearner(Learner):
     head = "lm"
     labelled = False
     whole_vocabulary = True
-
-    def start(self, ways: int) -> Params:
-        return dict(self.params)
 
     def featurised(self, batch: Batch) -> Batch:
         return batch

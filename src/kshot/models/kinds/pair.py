@@ -24,7 +24,7 @@ from kshot.models.kinds.words import windows
 from kshot.models.spans import Spans
 from kshot.tasks import Examples
 from kshot.tasks.columns import find_columns
-from kshot.tasks.readers import Record
+from kshot.tasks.readers import Record, column_names
 from kshot.tasks.schema import ReadOptions, Roles, Row, Schema, WrongRowError, label_of, text_of
 
 SEPARATOR = "\x1e"  # between the two texts, as they are kept
@@ -39,7 +39,7 @@ class PairSchema(Schema):
     kind = "pair"
 
     def columns(self, where: str, sample: Sequence[Record], options: ReadOptions, label: str | None) -> Roles:
-        names = list(dict.fromkeys(name for record in sample for name in record))
+        names = column_names(sample)
         second = next((name for name in _SECOND if name in names), None)
         if second is None:
             found = find_columns(where, sample, options.text_column, options.label_column, options.task_column)

@@ -27,11 +27,10 @@ from kshot.errors import DataError, listing
 from kshot.models.batch import Batch
 from kshot.models.kinds.spanned import SpannedLearner
 from kshot.models.kinds.words import Windows, is_ideograph, windows
-from kshot.models.learner import Params
 from kshot.models.spans import Spans
 from kshot.tasks import EpisodeSpec, Examples, Sampler, Task
 from kshot.tasks.domains import DomainSampler
-from kshot.tasks.readers import READERS, Record, Records
+from kshot.tasks.readers import READERS, Record, Records, column_names
 from kshot.tasks.schema import EmptyFieldError, ReadOptions, Roles, Row, Schema, WrongRowError, text_of
 
 SEPARATOR = "\x1e"  # between the question and the text, as they are kept
@@ -74,7 +73,7 @@ class QASchema(Schema):
     readers = {".json": _read_json}  # noqa: RUF012
 
     def columns(self, where: str, sample: Sequence[Record], options: ReadOptions, label: str | None) -> Roles:
-        names = list(dict.fromkeys(name for record in sample for name in record))
+        names = column_names(sample)
         found: Roles = {"task": options.task_column}
         for role, known in _ROLES.items():
             given = {"context": options.text_column, "answers": options.label_column}.get(role)
@@ -106,9 +105,6 @@ class QASchema(Schema):
 
     def shown(self, text: str) -> str:
         return text.replace(SEPARATOR, " | ")
-
-    def usable(self, task: Task) -> dict[str, int]:
-        return {}
 
     def episodes(self, tasks: Sequence[Task], spec: EpisodeSpec, seed: int = 0) -> Sampler:
         return DomainSampler(tasks, spec, seed)
@@ -144,9 +140,6 @@ class QALearner(SpannedLearner):
     metric = "answer F1"
     labelled = False
     heads = 2
-
-    def start(self, ways: int) -> Params:
-        return dict(self.params)
 
     def annotated(self, examples: Examples, labels: Sequence[str]) -> Batch:
         return self._placed_tokens(examples)[0]

@@ -27,7 +27,7 @@ from kshot.models.kinds.words import layout, windows
 from kshot.models.spans import Spans
 from kshot.tasks import Examples
 from kshot.tasks.columns import LABEL_NAMES
-from kshot.tasks.readers import READERS, Record, Records
+from kshot.tasks.readers import READERS, Record, Records, column_names
 from kshot.tasks.schema import ReadOptions, Roles, Row, Schema, WrongRowError, label_of, text_of
 
 Place = tuple[int, int]
@@ -99,7 +99,7 @@ class RelationSchema(Schema):
     readers = {".json": _read_json}  # noqa: RUF012
 
     def columns(self, where: str, sample: Sequence[Record], options: ReadOptions, label: str | None) -> Roles:
-        names = list(dict.fromkeys(name for record in sample for name in record))
+        names = column_names(sample)
         found: Roles = {"task": options.task_column}
         wanted = {"text": _TEXTS, "head": _HEADS, "tail": _TAILS, "label": ("relation", *LABEL_NAMES)}
         given = {"text": options.text_column, "label": options.label_column}

@@ -24,7 +24,7 @@ from kshot.models.kinds.words import layout, split_words, windows, word_spans
 from kshot.tasks import EpisodeSpec, Examples, Sampler, Task
 from kshot.tasks.conll import read_conll
 from kshot.tasks.greedy import GreedySampler, mention_totals
-from kshot.tasks.readers import TAGGED, Record
+from kshot.tasks.readers import TAGGED, Record, column_names
 from kshot.tasks.schema import EmptyFieldError, ReadOptions, Roles, Row, Schema, WrongRowError
 
 SEPARATOR = "\x1f"  # between the words of a sentence, and between their tags
@@ -43,7 +43,7 @@ class TaggingSchema(Schema):
     readers = dict.fromkeys((*TAGGED, ".txt"), read_conll)
 
     def columns(self, where: str, sample: Sequence[Record], options: ReadOptions, label: str | None) -> Roles:
-        names = list(dict.fromkeys(name for record in sample for name in record))
+        names = column_names(sample)
         given = (options.text_column, options.label_column)
         for option, column in zip(("--text-column", "--label-column"), given, strict=True):
             if column is not None and column not in names:
